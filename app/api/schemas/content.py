@@ -1,0 +1,74 @@
+"""Messages as callers write them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from app.api.schemas.fields import RequestModel
+from app.engine.messages import Content, ContentPart, ImagePart, Message, Role, TextPart
+
+
+class TextContent(RequestModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(RequestModel):
+    url: str = Field(examples=["https://example.com/cat.png"])
+
+
+class ImageContent(RequestModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+Parts = Annotated[list[Part], Field(min_length=1)]
+
+
+def _form(value: object) -> str:
+    # Whatever is no list is validated as a string, so that there is one complaint and not one for each form.
+    return "list" if isinstance(value, list) else "string"
+
+
+MessageContent = Annotated[
+    Annotated[str, Tag("string")] | Annotated[Parts, Tag("list")],
+    Discriminator(_form),
+]
+
+
+class InputMessage(RequestModel):
+    """One message of a run's input."""
+
+    role: Literal[Role.USER, Role.SYSTEM]
+    content: MessageContent
+
+    def message(self) -> Message:
+        return Message(self.role, content_of(self.content))
+
+
+RunInput = Annotated[
+    Annotated[str, Tag("string")] | Annotated[list[InputMessage], Field(min_length=1), Tag("list")],
+    Discriminator(_form),
+    Field(description="A string is one user message.", examples=["What is the weather in Bern?"]),
+]
+
+
+def content_of(content: str | list[Part]) -> Content:
+    """The engine's form of what a caller wrote."""
+    return content if isinstance(content, str) else [_part(part) for part in content]
+
+
+def messages_of(given: str | list[InputMessage]) -> tuple[Message, ...]:
+    """A run's input as messages."""
+    if isinstance(given, str):
+        return (Message(Role.USER, given),)
+    return tuple(each.message() for each in given)
+
+
+def _part(part: TextContent | ImageContent) -> ContentPart:
+    if isinstance(part, TextContent):
+        return TextPart(type="text", text=part.text)
+    return ImagePart(type="image_url", image_url={"url": part.image_url.url})

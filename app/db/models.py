@@ -1,0 +1,292 @@
+"""The tables, as ORM models; migrations are checked against them.
+
+No foreign keys on what a step writes (events, messages, checkpoints, tool executions): they would lock their parents
+on every insert. Deleting a run or a thread removes its rows by name.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Numeric,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import UUID as PgUuid
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+_NOW = text("clock_timestamp()")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {
+        UUID: PgUuid(as_uuid=True),
+        datetime: DateTime(timezone=True),
+        str: Text,
+        int: BigInteger,
+        float: Double,
+        bool: Boolean,
+        Decimal: Numeric,
+        bytes: LargeBinary,
+        dict[str, Any]: JSON,
+    }
+
+
+class Replica(Base):
+    """One server process. `heartbeat_at` is the database's time; a replica without a row is dead."""
+
+    __tablename__ = "replicas"
+
+    incarnation: Mapped[UUID] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    heartbeat_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Thread(Base):
+    """A conversation. `holder_run_id` is its slot, `queued` the runs in line behind it.
+
+    `next_seq` and `next_ordinal` number messages and runs; they only grow, and gaps are allowed.
+    """
+
+    __tablename__ = "threads"
+    __table_args__ = (
+        Index("uq_threads_tenant_id_thread_id", "tenant_id", "thread_id", unique=True),
+        Index(
+            "ix_threads_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_where=text("metadata <> '{}'"),
+        ),
+        {"postgresql_with": {"fillfactor": "60"}},
+    )
+
+    thread_key: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(server_default="")
+    thread_id: Mapped[str]
+    holder_run_id: Mapped[UUID | None]
+    queued: Mapped[int] = mapped_column(server_default="0")
+    next_seq: Mapped[int] = mapped_column(server_default="1")
+    next_ordinal: Mapped[int] = mapped_column(server_default="1")
+    thread_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Message(Base):
+    __tablename__ = "messages"
+
+    thread_key: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID | None]
+    role: Mapped[str]
+    body: Mapped[dict[str, Any]]
+    voided: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Run(Base):
+    """One execution. `epoch` and `write_no` are the fence; `holds_thread` says that it has its thread's slot.
+
+    `ordinal` is its place in the thread's line, null until a run with `start_after` is due.
+    """
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        Index(
+            "ix_runs_queued",
+            "holds_thread",
+            "available_at",
+            "run_id",
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_runs_scheduled",
+            "available_at",
+            postgresql_where=text("status = 'queued' AND ordinal IS NULL"),
+        ),
+        Index("ix_runs_running", "owner", postgresql_where=text("status = 'running'")),
+        Index("uq_runs_holder", "thread_key", unique=True, postgresql_where=text("holds_thread")),
+        Index("ix_runs_thread_key_ordinal", "thread_key", "ordinal"),
+        Index("ix_runs_agent_name_run_id", "agent_name", "run_id"),
+        Index("ix_runs_parent_run_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
+        Index(
+            "ix_runs_metadata", "metadata", postgresql_using="gin", postgresql_where=text("metadata <> '{}'")
+        ),
+        {"postgresql_with": {"fillfactor": "60"}},
+    )
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(server_default="")
+    thread_key: Mapped[UUID]
+    thread_id: Mapped[str]
+    ordinal: Mapped[int | None]
+    parent_run_id: Mapped[UUID | None]
+    root_run_id: Mapped[UUID]
+    forked_from_run_id: Mapped[UUID | None]
+    forked_from_checkpoint: Mapped[int | None]
+
+    agent_name: Mapped[str]
+    agent_version: Mapped[int | None] = mapped_column(Integer)
+    agent_version_id: Mapped[UUID]
+    requested_model: Mapped[str]
+    overrides: Mapped[dict[str, Any]]
+    context: Mapped[dict[str, Any]]
+    input: Mapped[list[Any]] = mapped_column(JSON)
+    run_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'"))
+    user_id: Mapped[str | None]
+    on_disconnect: Mapped[str] = mapped_column(server_default="continue")
+
+    status: Mapped[str]
+    control: Mapped[str | None]
+    holds_thread: Mapped[bool]
+    available_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    owner: Mapped[UUID | None]
+    epoch: Mapped[int] = mapped_column(server_default="0")
+    write_no: Mapped[int] = mapped_column(server_default="0")
+    wakes: Mapped[int] = mapped_column(server_default="0")
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    crashes: Mapped[int] = mapped_column(Integer, server_default="0")
+    resume_reason: Mapped[str | None]
+
+    last_seq: Mapped[int] = mapped_column(server_default="0")
+    first_seq: Mapped[int] = mapped_column(server_default="1")
+    step: Mapped[int] = mapped_column(Integer, server_default="0")
+    llm_calls: Mapped[int] = mapped_column(server_default="0")
+    input_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int] = mapped_column(server_default="0")
+    cached_input_tokens: Mapped[int] = mapped_column(server_default="0")
+    reasoning_tokens: Mapped[int] = mapped_column(server_default="0")
+    cost_usd: Mapped[Decimal | None] = mapped_column(server_default="0")
+    elapsed_s: Mapped[float] = mapped_column(server_default="0")
+    wall_from_s: Mapped[float] = mapped_column(server_default="0")
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class RunEvent(Base):
+    """`body` is JSON text without seq and time, kept as it was written (jsonb would reorder its keys)."""
+
+    __tablename__ = "run_events"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    type: Mapped[str]
+    created_at: Mapped[datetime]
+    body: Mapped[dict[str, Any]]
+
+
+class Checkpoint(Base):
+    """`seq` is the last event committed with it, `message_seq` the last message of its thread as of then."""
+
+    __tablename__ = "checkpoints"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(Integer)
+    phase: Mapped[str]
+    message_seq: Mapped[int]
+    state: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class ToolExecution(Base):
+    """One call: asked for, started (the record of intent), ended. `arguments` is the model's text as a JSON string."""
+
+    __tablename__ = "tool_executions"
+
+    run_id: Mapped[UUID] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True)
+    call_index: Mapped[int] = mapped_column(Integer, primary_key=True)
+    tool_call_id: Mapped[str]
+    tool_name: Mapped[str]
+    arguments: Mapped[str] = mapped_column(JSON)
+    effect: Mapped[str]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class Agent(Base):
+    __tablename__ = "agents"
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    name: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(Integer)
+    version_id: Mapped[UUID]
+    source: Mapped[str]
+    deleted: Mapped[bool] = mapped_column(server_default=text("false"))
+
+
+class AgentVersion(Base):
+    """A pinned definition. `version` is null for inline agents, which are kept once per content."""
+
+    __tablename__ = "agent_versions"
+    __table_args__ = (
+        Index(
+            "uq_agent_versions_name_version",
+            "tenant_id",
+            "name",
+            "version",
+            unique=True,
+            postgresql_where=text("version IS NOT NULL"),
+        ),
+        Index(
+            "uq_agent_versions_inline",
+            "tenant_id",
+            "content_hash",
+            unique=True,
+            postgresql_where=text("version IS NULL"),
+        ),
+    )
+
+    version_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(server_default="")
+    name: Mapped[str]
+    version: Mapped[int | None] = mapped_column(Integer)
+    content_hash: Mapped[str]
+    source: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class IdempotencyKey(Base):
+    """What a create with a key made: the ids under `resource`, so that the same request finds it again for 24 hours."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[bytes]
+    resource: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)

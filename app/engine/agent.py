@@ -1,0 +1,208 @@
+"""What an agent is: a definition as data, and that definition resolved for one run."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.engine.limits import Limits, RunLimits
+from app.engine.model import ModelPolicies
+
+AGENT_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,47}$"
+AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
+ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+
+
+class LlmFailurePolicy(StrEnum):
+    FAIL = "fail"
+    DEGRADE = "degrade"
+
+
+class ToolFailurePolicy(StrEnum):
+    CONTINUE = "continue"
+    DEGRADE = "degrade"
+    FAIL = "fail"
+
+
+class OnLimit(StrEnum):
+    FAIL = "fail"
+    DEGRADE = "degrade"
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(_Data):
+    """Sampling settings, by their OpenAI names; what is absent is left to the provider."""
+
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: str | list[str] | None = None
+    reasoning_effort: str | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class RetryPolicy(_Data):
+    max_attempts: int = Field(default=3, ge=1, le=10, description="Tries in all, the first included.")
+
+
+class TimeoutPolicy(_Data):
+    first_byte_s: float = Field(default=60.0, gt=0, le=3600)
+    between_chunks_s: float = Field(default=45.0, gt=0, le=3600)
+
+
+class ModelPolicySettings(_Data):
+    """How hard to try each model call."""
+
+    retry: RetryPolicy = RetryPolicy()
+    timeout: TimeoutPolicy = TimeoutPolicy()
+
+
+class AgentSettings(_Data):
+    """All of an agent but its name: the body of `PUT /agents/{name}`."""
+
+    description: str | None = None
+    model: str = Field(min_length=1, max_length=200, examples=["openai/gpt-4o-mini"])
+    instructions: str = Field(
+        default="",
+        description="The system message; `{{ name.path }}` is filled from the run's `context`, nothing is evaluated.",
+    )
+    tools: list[ToolName] = Field(default_factory=list[str], max_length=128)
+    model_settings: ModelSettings = ModelSettings()
+    limits: Limits = Limits()
+    llm_failure_policy: LlmFailurePolicy = LlmFailurePolicy.FAIL
+    tool_failure_policy: ToolFailurePolicy = ToolFailurePolicy.CONTINUE
+    on_limit: OnLimit = OnLimit.FAIL
+    context_defaults: dict[str, Any] = Field(default_factory=dict[str, Any])
+    interaction_mode: Literal["headless"] = "headless"
+    tool_output_max_chars: int = Field(default=12_000, ge=200, le=1_000_000)
+    model_policies: ModelPolicySettings = ModelPolicySettings()
+    metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+
+class AgentDefinition(AgentSettings):
+    """An agent as data (YAML, REST): tools are named, never carried."""
+
+    name: AgentName
+
+    def content_hash(self) -> str:
+        """SHA-256 over the definition's canonical JSON; equal content has an equal hash on every replica."""
+        return hashlib.sha256(
+            orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
+        ).hexdigest()
+
+
+class AgentOverrides(_Data):
+    """What a request may change of its agent, for one run. `model_settings` are merged, the rest replaces.
+
+    `limits` only lower the agent's. `resume_limits`, stated when a run was resumed, take the place of what stood: they
+    are how a run that met a limit goes on.
+    """
+
+    model: str | None = Field(default=None, min_length=1, max_length=200)
+    instructions: str | None = None
+    tools: list[ToolName] | None = Field(default=None, max_length=128)
+    model_settings: ModelSettings | None = None
+    limits: Limits | None = None
+    resume_limits: Limits | None = None
+
+    def resumed_with(self, limits: Limits | None) -> AgentOverrides:
+        """These overrides after a resume that stated `limits`; limits of an earlier resume stand unless stated anew."""
+        if limits is None:
+            return self
+        earlier = {} if self.resume_limits is None else self.resume_limits.model_dump(exclude_none=True)
+        return self.model_copy(
+            update={"resume_limits": Limits(**earlier | limits.model_dump(exclude_none=True))}
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AgentVersion:
+    """A definition that runs are pinned to. `version` is None for inline agents."""
+
+    version_id: str
+    definition: AgentDefinition
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedAgent:
+    """An agent as one run uses it: the pinned version, the request's overrides and the service's defaults in one."""
+
+    name: str
+    version: int | None
+    version_id: str
+    model: str
+    instructions: str
+    tools: tuple[str, ...]
+    settings: dict[str, Any]
+    limits: RunLimits
+    llm_failure_policy: LlmFailurePolicy
+    tool_failure_policy: ToolFailurePolicy
+    on_limit: OnLimit
+    context_defaults: dict[str, Any]
+    tool_output_max_chars: int
+    policies: ModelPolicies = field(default_factory=ModelPolicies)
+
+    @property
+    def provider(self) -> str:
+        return self.model.partition("/")[0]
+
+
+def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimits) -> ResolvedAgent:
+    """One run's agent: the request's settings over the agent's over the service's; a request only lowers limits."""
+    definition = version.definition
+    settings = definition.model_settings.model_dump(exclude_none=True)
+    if overrides.model_settings is not None:
+        settings |= overrides.model_settings.model_dump(exclude_none=True)
+    limits = defaults.replaced(definition.limits)
+    if overrides.limits is not None:
+        limits = limits.lowered(overrides.limits)
+    if overrides.resume_limits is not None:
+        limits = limits.replaced(overrides.resume_limits)
+    policies = definition.model_policies
+    return ResolvedAgent(
+        name=definition.name,
+        version=version.version,
+        version_id=version.version_id,
+        model=overrides.model or definition.model,
+        instructions=definition.instructions if overrides.instructions is None else overrides.instructions,
+        tools=tuple(definition.tools if overrides.tools is None else overrides.tools),
+        settings=settings,
+        limits=limits,
+        llm_failure_policy=definition.llm_failure_policy,
+        tool_failure_policy=definition.tool_failure_policy,
+        on_limit=definition.on_limit,
+        context_defaults=definition.context_defaults,
+        tool_output_max_chars=definition.tool_output_max_chars,
+        policies=ModelPolicies(
+            policies.retry.max_attempts, policies.timeout.first_byte_s, policies.timeout.between_chunks_s
+        ),
+    )
+
+
+_PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}")
+
+
+def fill_placeholders(text: str, context: dict[str, Any]) -> str:
+    """Fill `{{ name.path }}` from `context`; nothing is evaluated, and what the context lacks is left as it stands."""
+
+    def replace(match: re.Match[str]) -> str:
+        value: Any = context
+        for key in match[1].split("."):
+            if not isinstance(value, dict) or key not in value:
+                return match[0]
+            value = value[key]  # pyright: ignore[reportUnknownVariableType]
+        return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+    return _PLACEHOLDER.sub(replace, text)

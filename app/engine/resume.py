@@ -1,0 +1,36 @@
+"""From what was loaded to a state to go on from, and whether going on makes sense."""
+
+from __future__ import annotations
+
+from app.engine.actions import Finish
+from app.engine.agent import AgentOverrides, ResolvedAgent, resolve
+from app.engine.decide import decide
+from app.engine.limits import Limits, RunLimits
+from app.engine.messages import Role, ThreadMessage
+from app.engine.records import Loaded
+from app.engine.state import RunState, restore
+
+
+def state_of(loaded: Loaded) -> RunState:
+    """The state of a run as its rows tell it; a new run's if it never started."""
+    if loaded.checkpoint is None:
+        return RunState()
+    return restore(loaded.checkpoint, loaded.calls, best_text(loaded.messages, loaded.run.run_id))
+
+
+def best_text(messages: tuple[ThreadMessage, ...], run_id: str) -> str:
+    """The last text that the model gave in this run, or ""."""
+    for entry in reversed(messages):
+        if entry.run_id == run_id and entry.message.role is Role.ASSISTANT and entry.message.text():
+            return entry.message.text()
+    return ""
+
+
+def limit_on_resume(loaded: Loaded, limits: Limits | None, defaults: RunLimits) -> str | None:
+    """Why a resume would end at once at a limit, or None if it would not."""
+    overrides: AgentOverrides = loaded.run.overrides.resumed_with(limits)
+    agent: ResolvedAgent = resolve(loaded.agent, overrides, defaults)
+    action = decide(state_of(loaded), agent)
+    if not isinstance(action, Finish) or action.outcome.error is None:
+        return None
+    return f"{action.outcome.error.message}; resume with higher `limits` to go on"

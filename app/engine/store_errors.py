@@ -1,0 +1,52 @@
+"""What a store answers when it has no result."""
+
+from __future__ import annotations
+
+from app.engine.status import RunStatus
+
+
+class StoreError(Exception):
+    """Root of what a store raises.
+
+    StoreError
+    ├── StoreUnavailable     the database cannot be reached or did not answer in time
+    ├── RunNotFound
+    ├── RunConflict          the run's status does not allow the request
+    ├── LimitReached         a resume that would breach a limit at once
+    ├── ThreadBusy           the thread has a holder
+    ├── AgentChanged         the agent has a newer version than the caller resolved
+    └── IdempotencyMismatch  the key was used with another request
+    """
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer; nothing is known of what was asked."""
+
+
+class RunNotFound(StoreError):
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"there is no run {run_id}")
+
+
+class RunConflict(StoreError):
+    """The run's status, `current_status`, does not allow the request."""
+
+    def __init__(self, message: str, current_status: RunStatus) -> None:
+        super().__init__(message)
+        self.current_status = current_status
+
+
+class LimitReached(StoreError):
+    """A resume would breach a limit at once; the message says which and how to go on."""
+
+
+class ThreadBusy(StoreError):
+    """The thread has a holder and the caller asked not to wait."""
+
+
+class AgentChanged(StoreError):
+    """The agent has a newer version than the caller resolved; resolve again."""
+
+
+class IdempotencyMismatch(StoreError):
+    """The idempotency key was used with another request."""

@@ -1,0 +1,95 @@
+"""What litellm raises, as a `ModelError`. Told apart by class names, so that litellm need not be imported.
+
+https://docs.litellm.ai/docs/exception_mapping
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, cast
+
+from app.engine.errors import ModelError, ModelErrorCode, class_of_status
+from app.llm.json_values import one_line
+from app.llm.provider_errors import Clock, message_in, retry_after_s, says_context_overflow
+
+_NAMED: Mapping[str, ModelErrorCode] = {
+    "ContextWindowExceededError": ModelErrorCode.CONTEXT_OVERFLOW,
+    "LiteLLMUnknownProvider": ModelErrorCode.MODEL_NOT_FOUND,
+    "APIResponseValidationError": ModelErrorCode.INVALID_RESPONSE,
+    "APITimeoutError": ModelErrorCode.TIMEOUT,
+    "TimeoutException": ModelErrorCode.TIMEOUT,  # httpx
+    "TimeoutError": ModelErrorCode.TIMEOUT,
+    "APIConnectionError": ModelErrorCode.CONNECTION,
+    "TransportError": ModelErrorCode.CONNECTION,  # httpx
+    "ClientError": ModelErrorCode.CONNECTION,  # aiohttp
+    "OSError": ModelErrorCode.CONNECTION,
+}
+
+# What litellm puts before the provider's own words: "litellm.RateLimitError: RateLimitError: XException - ".
+_WRAPPING = re.compile(
+    r"^(litellm\.)?\w+(Error|Exception|Timeout)?: .*?Exception - |^litellm\.\w+: ", re.DOTALL
+)
+
+
+def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelError:
+    """Class whatever came out of litellm.
+
+    Args:
+        provider: the prefix of the model that was called.
+        now: the clock that a Retry-After date is held against; timezone-aware.
+    """
+    while isinstance(inner := getattr(error, "original_exception", None), Exception):
+        error = inner  # a break in mid-stream, which only wraps what broke
+    status = getattr(error, "status_code", None)
+    said = _WRAPPING.sub("", str(error))
+    code = _class_of(error, status, said)
+    key = os.environ.get(f"{provider.upper()}_API_KEY")
+    if key:
+        said = said.replace(key, "***")
+    return ModelError(
+        code,
+        f"{provider}: {one_line(message_in(said.encode())) or type(error).__name__}",
+        # litellm gives a connection that broke the status 500, which nobody sent.
+        status=status if isinstance(status, int) and code is not ModelErrorCode.CONNECTION else None,
+        retry_after_s=retry_after_s(_retry_after(error), now),
+    )
+
+
+def _class_of(error: Exception, status: object, said: str) -> ModelErrorCode:
+    code = _class_by_name(error)
+    if code is None:
+        code = class_of_status(status) if isinstance(status, int) else ModelErrorCode.INVALID_RESPONSE
+    if code is ModelErrorCode.INVALID_REQUEST and says_context_overflow(said):
+        return ModelErrorCode.CONTEXT_OVERFLOW
+    if code is ModelErrorCode.SERVER_ERROR:
+        return _class_by_cause(error) or code
+    return code
+
+
+def _class_by_name(error: BaseException) -> ModelErrorCode | None:
+    return next((_NAMED[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _NAMED), None)
+
+
+def _class_by_cause(error: BaseException) -> ModelErrorCode | None:
+    """litellm calls a server out of reach an internal error of that server; what it caught tells better."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        code = _class_by_name(cause)
+        if code in (ModelErrorCode.CONNECTION, ModelErrorCode.TIMEOUT):
+            return code
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _retry_after(error: Exception) -> str | None:
+    for headers in (
+        getattr(getattr(error, "response", None), "headers", None),
+        getattr(error, "litellm_response_headers", None),
+    ):
+        if isinstance(headers, Mapping):
+            value = cast("Mapping[str, Any]", headers).get("retry-after")
+            if value is not None:
+                return str(value)
+    return None

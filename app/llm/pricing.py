@@ -1,0 +1,165 @@
+"""What tokens cost: litellm's bundled price table, read as a file. litellm itself is not imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from app.engine.model import ModelClient, ModelEvent, ModelRequest, ModelResponse
+from app.engine.usage import Usage
+from app.llm.json_values import as_array, as_object, as_text
+
+_TABLE = "model_prices_and_context_window_backup.json"
+_TEXT_MODES = frozenset({"chat", "completion", "responses"})
+_TIER = re.compile(r"_above_(\d+)k_tokens$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Tier:
+    """US dollars a token, for calls with more than `above` input tokens; None where the table has none."""
+
+    above: int
+    input: float
+    output: float
+    cached: float | None
+    reasoning: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    provider: str
+    tiers: tuple[_Tier, ...]  # rising
+
+
+class PriceTable:
+    """Prices by model name, and the providers that have any.
+
+    Args:
+        entries: model name to entry, in the form of litellm's `model_prices_and_context_window.json`.
+    """
+
+    def __init__(self, entries: Mapping[str, Any]) -> None:
+        self._rows: dict[str, _Row] = {}
+        providers: set[str] = set()
+        for name, value in entries.items():
+            entry = as_object(value)
+            if entry.get("mode") not in _TEXT_MODES:
+                continue
+            provider = as_text(entry.get("litellm_provider"))
+            providers.add(provider)
+            tiers = _tiers_of(entry)
+            if tiers:
+                self._rows[name] = _Row(provider, tiers)
+        self.providers: frozenset[str] = frozenset(providers)
+
+    def cost_of(self, model: str, usage: Usage) -> Decimal | None:
+        """The cost of one call in US dollars, exactly as the table's prices make it; None if it is unknown.
+
+        Args:
+            model: the full name with its prefix, such as `openai/gpt-4o-mini`.
+        """
+        row = self._row_of(model)
+        if row is None:
+            return None
+        tier = next((tier for tier in reversed(row.tiers) if usage.input_tokens > tier.above), row.tiers[0])
+        cached, reasoning = usage.cached_input_tokens, usage.reasoning_tokens
+        if tier.cached is None:
+            cached = 0
+        if tier.reasoning is None:
+            reasoning = 0
+        return (
+            _exact(tier.input) * (usage.input_tokens - cached)
+            + _exact(tier.cached or 0.0) * cached
+            + _exact(tier.output) * (usage.output_tokens - reasoning)
+            + _exact(tier.reasoning or 0.0) * reasoning
+        )
+
+    def _row_of(self, model: str) -> _Row | None:
+        row = self._rows.get(model)
+        if row is not None:
+            return row
+        prefix, _, name = model.partition("/")
+        row = self._rows.get(name)
+        # The table lists the models of the large providers without prefix, and Google's under names like
+        # vertex_ai-language-models. Somebody else's model of the same name has another price.
+        if row is not None and (
+            row.provider == prefix or row.provider.startswith((prefix + "-", prefix + "_"))
+        ):
+            return row
+        return None
+
+
+class PricedClient:
+    """A `ModelClient` that fills in what the answers of another one cost."""
+
+    def __init__(self, inner: ModelClient) -> None:
+        self._inner = inner
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
+        """See `ModelClient.stream`; a cost that the inner client knows is left as it is."""
+        async with aclosing(self._inner.stream(request)) as events:
+            async for event in events:
+                if isinstance(event, ModelResponse) and event.cost_usd is None:
+                    event = replace(event, cost_usd=bundled_prices().cost_of(request.model, event.usage))
+                yield event
+
+    async def aclose(self) -> None:
+        """See `ModelClient.aclose`."""
+        await self._inner.aclose()
+
+
+@cache
+def bundled_prices() -> PriceTable:
+    """The table that the installed litellm brings along; read on first use, as it takes some 30 ms."""
+    return PriceTable(orjson.loads((litellm_folder() / _TABLE).read_bytes()))
+
+
+def litellm_folder() -> Path:
+    """Where litellm is installed, without importing it."""
+    spec = find_spec("litellm")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError("litellm is not installed")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _tiers_of(entry: dict[str, Any]) -> tuple[_Tier, ...]:
+    ranges = [as_object(item) for item in as_array(entry.get("tiered_pricing"))]
+    if ranges:
+        tiers = [_tier_of(item, int(as_array(item.get("range"))[0])) for item in ranges if item.get("range")]
+    else:
+        tiers = [_tier_of(entry, 0)]
+        thresholds = {int(match[1]) for key in entry if (match := _TIER.search(key))}
+        tiers += [_tier_of(entry, k * 1000, f"_above_{k}k_tokens") for k in sorted(thresholds)]
+    return tuple(tier for tier in tiers if tier is not None)
+
+
+def _tier_of(prices: dict[str, Any], above: int, suffix: str = "") -> _Tier | None:
+    """The prices above a number of input tokens; what has no price of its own there keeps its usual one."""
+
+    def price(name: str) -> float | None:
+        value = prices.get(name + suffix, prices.get(name))
+        return float(value) if isinstance(value, (int, float)) else None
+
+    input_price, output_price = price("input_cost_per_token"), price("output_cost_per_token")
+    if input_price is None or output_price is None:
+        return None
+    return _Tier(
+        above,
+        input_price,
+        output_price,
+        price("cache_read_input_token_cost"),
+        price("output_cost_per_reasoning_token"),
+    )
+
+
+def _exact(price: float) -> Decimal:
+    return Decimal(repr(price))  # the shortest text of the float is the number that the table holds

@@ -1,0 +1,68 @@
+"""Trying a model call again when that can help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+
+from app.engine.errors import ModelError
+from app.engine.model import ModelClient, ModelEvent, ModelRequest, StreamRestarted
+
+BASE_S = 0.5
+MAX_BACKOFF_S = 8.0
+MAX_RETRY_AFTER_S = 60.0
+
+
+class RetryClient:
+    """A `ModelClient` that calls another one up to `request.policies.max_attempts` times.
+
+    Only errors that are `retryable` are tried again. The wait is exponential with full jitter
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), on top of what the provider
+    asked for with Retry-After, of which at most a minute is honoured. Where a stream breaks after output has
+    been passed on, `StreamRestarted` voids that output before the next try.
+
+    Args:
+        sleep: waits so many seconds.
+        uniform: a random number from 0 up to 1.
+    """
+
+    def __init__(
+        self,
+        inner: ModelClient,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._inner = inner
+        self._sleep = sleep
+        self._uniform = uniform
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
+        """See `ModelClient.stream`."""
+        attempt = 1
+        while True:
+            has_output = False
+            try:
+                async with aclosing(self._inner.stream(request)) as events:
+                    async for event in events:
+                        has_output = True
+                        yield event
+                return
+            except ModelError as error:
+                if not error.retryable or attempt >= request.policies.max_attempts:
+                    raise
+                failure = error
+            if has_output:
+                yield StreamRestarted(failure.message)
+            await self._sleep(self._wait_s(attempt, failure))
+            attempt += 1
+
+    async def aclose(self) -> None:
+        """See `ModelClient.aclose`."""
+        await self._inner.aclose()
+
+    def _wait_s(self, attempt: int, error: ModelError) -> float:
+        asked_s = min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
+        return asked_s + self._uniform() * min(MAX_BACKOFF_S, BASE_S * 2.0 ** (attempt - 1))

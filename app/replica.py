@@ -1,0 +1,171 @@
+"""One replica: its parts, wired, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from uuid_utils.compat import uuid7
+
+from app.db.database import Database
+from app.db.migrate import current, missing
+from app.db.run_store import PostgresRunStore
+from app.engine.limits import RunLimits
+from app.event_bus.postgres import PostgresBus
+from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
+from app.services.agents import AgentService
+from app.services.container import Services
+from app.services.event_stream import EventStreams
+from app.services.health import Health
+from app.services.run_queries import RunQueries
+from app.services.runs import RunService
+from app.services.threads import ThreadService
+from app.settings import Settings
+from app.telemetry.logs import get_logger
+from app.tools.registry import ToolRegistry
+from app.worker.deltas import DeltaGatherer
+from app.worker.driver import DriverPorts
+from app.worker.executor import LocalExecutor
+from app.worker.lease import Lease
+from app.worker.worker import ClaimLoop, Worker
+
+MAX_BODY_BYTES = 1024 * 1024
+MIGRATIONS_LOOK_S = 1.0
+
+log = get_logger(__name__)
+
+
+class Replica:
+    """The parts of one replica. `running_replica` makes, starts and stops it."""
+
+    def __init__(self, settings: Settings, database: Database, tools: ToolRegistry) -> None:
+        owner = str(uuid7())
+        direct_url = settings.database_direct_url or settings.database_url
+        config = _model_config(settings)
+        self._settings = settings
+        self._database = database
+        self._tools = tools
+        self._models = build_model_client(config)
+        self._bus = PostgresBus(direct_url, owner)
+        store = PostgresRunStore(database)
+        self._deltas = DeltaGatherer(store, self._bus, time.monotonic)
+        ports = DriverPorts(store, self._models, tools, self._bus, self._deltas, time.monotonic)
+        executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
+        executor.accepting = False
+        claim_loop = ClaimLoop(store, executor, self._bus)
+        lease = Lease(direct_url, owner, settings.lease_s, self._peers_counted)
+        self._worker = Worker(database, executor, self._bus, claim_loop, lease, settings.lease_s)
+        self._bus.on_control(executor.signal)
+        self._bus.on_watched(self._deltas.noticed)
+        self._agents = AgentService(database, tools, lambda model: check_model_name(model, config))
+        runs = RunService(
+            database,
+            store,
+            self._agents,
+            tools,
+            executor,
+            self._bus,
+            backlog=lambda: claim_loop.backlog,
+            max_queued=settings.max_queued_runs,
+        )
+        self._draining: asyncio.Task[None] | None = None
+        self.services = Services(
+            runs=runs,
+            run_queries=RunQueries(database),
+            streams=EventStreams(database, self._bus),
+            threads=ThreadService(database),
+            agents=self._agents,
+            tools=tools,
+            health=Health(database, lambda: executor.accepting, _about(settings, config)),
+        )
+
+    async def start(self) -> None:
+        """Begin to execute runs.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+            AgentFileError: a file in AGENTS_DIR cannot be used.
+        """
+        await self._agents.sync_files(self._settings.agents_dir)
+        self._deltas.start()
+        await self._worker.start()
+
+    def drain(self) -> asyncio.Task[None]:
+        """Begin to stop, once: no new runs, those under way go back to the queue at their next commit."""
+        if self._draining is None:
+            self.services.runs.close()
+            stopping = self._worker.stop(self._settings.shutdown_grace_s)
+            self._draining = asyncio.create_task(stopping, name="drain")
+        return self._draining
+
+    async def stop(self) -> None:
+        await self.drain()
+        await self._deltas.stop()
+        await self._models.aclose()
+        await self._tools.aclose()
+
+    def _peers_counted(self, peers: int) -> None:
+        self._bus.alone = peers == 0
+
+
+@asynccontextmanager
+async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
+    """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`."""
+    tools = ToolRegistry()
+    tools.load_modules(["app.tools.builtin", *settings.tool_modules])
+    database = await Database.connect(settings.database_url, prepared=settings.database_prepared)
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(database.close)
+        replica = Replica(settings, database, tools)
+        stack.push_async_callback(replica.stop)
+        if await _migrations_missing(database) is None:
+            await replica.start()
+        else:
+            waiting = asyncio.create_task(_start_when_migrated(replica, database), name="wait-for-migrations")
+            stack.callback(waiting.cancel)
+        yield replica
+
+
+async def _start_when_migrated(replica: Replica, database: Database) -> None:
+    log.warning("migrations_missing", hint="run `agent-runner migrate`; this replica starts to work after it")
+    while await _migrations_missing(database) is not None:
+        await asyncio.sleep(MIGRATIONS_LOOK_S)
+    await replica.start()
+
+
+async def _migrations_missing(database: Database) -> str | None:
+    async with database.connection() as connection:
+        return missing(await current(connection))
+
+
+def _model_config(settings: Settings) -> ModelConfig:
+    scripts = settings.agents_dir / "scripts"
+    return ModelConfig(
+        openai_api_key=settings.openai_api_key.get_secret_value() or None,
+        openai_base_url=settings.openai_base_url,
+        scripts_dir=scripts if scripts.is_dir() else None,
+    )
+
+
+def _about(settings: Settings, config: ModelConfig) -> dict[str, Any]:
+    limits = RunLimits()
+    return {
+        "version": version("agent-runner"),
+        "capabilities": ["runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency"],
+        "limits": {
+            "max_concurrent_runs": settings.max_concurrent_runs,
+            "max_queued_runs": settings.max_queued_runs,
+            "max_body_bytes": MAX_BODY_BYTES,
+            "max_steps": limits.max_steps,
+            "max_llm_calls": limits.max_llm_calls,
+            "max_tool_calls": limits.max_tool_calls,
+            "max_wall_time_s": limits.max_wall_time_s,
+            "max_total_tokens": limits.max_total_tokens,
+            "max_total_cost_usd": limits.max_total_cost_usd,
+        },
+        "model_clients": list(model_clients(config)),
+    }

@@ -1,0 +1,229 @@
+"""Events for readers: of one run or of a whole thread, from any place in the log, for as long as there may be more.
+
+Register for wake-ups, then read the rows after the cursor, and again. Events that this replica commits are handed over
+in memory while they follow on; whenever they do not, the rows are read, so that every event comes once and in order.
+No database session is held while a reader reads.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+import orjson
+
+from app.db import reading
+from app.db.database import Database
+from app.engine.events import DELTA_TYPES, TERMINAL_TYPES, StoredEvent
+from app.engine.status import RunStatus
+from app.engine.store_errors import RunNotFound
+from app.event_bus.memory import MemoryBus, Subscription
+from app.services.errors import EventsTrimmed, Invalid, NotFound
+
+ROWS_AT_ONCE = 500
+# A reader that nobody wakes looks at the rows this often; the replica's own query wakes it within a second anyway.
+LOOK_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    items: list[StoredEvent]
+    next_cursor: int | None
+
+
+@dataclass(slots=True)
+class _ThreadCursor:
+    """A place in a thread's events: runs up to an ordinal are read to their end, but for those that may go on."""
+
+    ordinal: int = 0
+    positions: dict[str, int] = field(default_factory=dict[str, int])
+
+    def encode(self) -> str:
+        text = orjson.dumps([self.ordinal, self.positions])
+        return base64.urlsafe_b64encode(text).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str) -> _ThreadCursor:
+        try:
+            padded = text + "=" * (-len(text) % 4)
+            ordinal, positions = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+            known = {str(UUID(run_id)): int(seq) for run_id, seq in cast("dict[str, Any]", positions).items()}
+            if not (isinstance(ordinal, int) and 0 <= ordinal < 2**63 and len(known) <= 1000):
+                raise ValueError(text)
+            return cls(ordinal, known)
+        except (ValueError, TypeError, AttributeError, binascii.Error):
+            raise Invalid("this is not a cursor of this stream", ("header", "Last-Event-ID")) from None
+
+
+class EventStreams:
+    """Raises (all methods): `StoreUnavailable` when the database cannot be reached."""
+
+    def __init__(self, database: Database, bus: MemoryBus) -> None:
+        self._database = database
+        self._bus = bus
+
+    async def open_run(
+        self, run_id: str, after: int, *, types: frozenset[str] | None, deltas: bool, reconnect: bool
+    ) -> AsyncGenerator[StoredEvent] | None:
+        """The events of a run after a seq, until the run is terminal and its last event was given.
+
+        Args:
+            types: only these types; None for all.
+            deltas: whether deltas are given.
+            reconnect: the reader was here before.
+
+        Returns:
+            None if a reader that comes back has all that will ever be.
+
+        Raises:
+            RunNotFound: there is no such run.
+            Invalid: the cursor is ahead of the run.
+            EventsTrimmed: the cursor is behind what retention kept.
+        """
+        run = await self._head(run_id)
+        if after > run.last_seq:
+            message = f"the run has {run.last_seq} events so far; the cursor {after} is ahead of it"
+            raise Invalid(message, ("query", "after"))
+        if after + 1 < run.first_seq:
+            raise EventsTrimmed(run.first_seq)
+        if reconnect and run.status.terminal and after == run.last_seq:
+            return None
+        return self._follow_run(run_id, after, _filter(types, deltas))
+
+    async def open_thread(
+        self,
+        thread_id: str,
+        cursor: str | None,
+        *,
+        types: frozenset[str] | None,
+        deltas: bool,
+        tenant_id: str = "",
+    ) -> AsyncGenerator[tuple[str, StoredEvent]]:
+        """The events of all runs of a thread, each with the cursor that stands behind it; without an end.
+
+        Raises:
+            NotFound: there is no such thread.
+            Invalid: the cursor is none of this stream's.
+        """
+        place = _ThreadCursor() if cursor is None else _ThreadCursor.decode(cursor)
+        async with self._database.connection() as connection:
+            thread_key = await reading.thread_key(connection, tenant_id, thread_id)
+        if thread_key is None:
+            raise NotFound(f"there is no thread {thread_id!r}")
+        return self._follow_thread(thread_key, place, _filter(types, deltas))
+
+    async def list_run(self, run_id: str, after: int, limit: int) -> EventPage:
+        """A page of a run's events; raises as `open_run` does."""
+        run = await self._head(run_id)
+        if after + 1 < run.first_seq and after > 0:
+            raise EventsTrimmed(run.first_seq)
+        items = await self._rows(run_id, after, limit)
+        more = bool(items) and items[-1].seq < run.last_seq
+        return EventPage(items, items[-1].seq if more else None)
+
+    async def _follow_run(
+        self, run_id: str, after: int, wanted: Callable[[StoredEvent], bool]
+    ) -> AsyncGenerator[StoredEvent]:
+        cursor = after
+        look_at_rows = True
+        with self._bus.subscribe(run_id) as reader:
+            reader.cursors[run_id] = cursor
+            while True:
+                if look_at_rows:
+                    events = await self._rows(run_id, cursor, ROWS_AT_ONCE)
+                    look_at_rows = len(events) == ROWS_AT_ONCE
+                else:
+                    events, look_at_rows = await _handed_over(reader, cursor)
+                closing = False
+                for event in events:
+                    cursor = event.seq
+                    closing = event.type in TERMINAL_TYPES
+                    if wanted(event):
+                        yield event
+                reader.cursors[run_id] = cursor
+                if (closing or not events) and not look_at_rows and await self._ended(run_id, cursor):
+                    return
+
+    async def _ended(self, run_id: str, cursor: int) -> bool:
+        """Whether the run is terminal now and all its events were given: a resumed run has earlier ends in its log."""
+        try:
+            run = await self._head(run_id)
+        except RunNotFound:
+            return True
+        return run.status.terminal and run.last_seq <= cursor
+
+    async def _follow_thread(
+        self, thread_key: str, place: _ThreadCursor, wanted: Callable[[StoredEvent], bool]
+    ) -> AsyncGenerator[tuple[str, StoredEvent]]:
+        with self._bus.subscribe(thread_key) as reader:
+            while True:
+                reader.take()
+                async with self._database.connection() as connection:
+                    heads = await reading.thread_heads(
+                        connection, thread_key, place.ordinal, list(place.positions)
+                    )
+                given = False
+                for head in heads:
+                    reader.add(head.run_id)
+                    async for event in self._rows_up_to(
+                        head.run_id, place.positions.get(head.run_id, 0), head.last_seq
+                    ):
+                        place.positions[head.run_id] = event.seq
+                        given = True
+                        if wanted(event):
+                            yield place.encode(), event
+                    reader.cursors[head.run_id] = head.last_seq
+                _forget_ended(place, heads)
+                if not given:
+                    await reader.wait(LOOK_EVERY_S)
+
+    async def _rows_up_to(self, run_id: str, after: int, last: int) -> AsyncGenerator[StoredEvent]:
+        while after < last:
+            rows = await self._rows(run_id, after, ROWS_AT_ONCE)
+            if not rows:
+                return
+            for event in rows:
+                yield event
+            after = rows[-1].seq
+
+    async def _rows(self, run_id: str, after: int, limit: int) -> list[StoredEvent]:
+        async with self._database.connection() as connection:
+            return await reading.read_events(connection, run_id, after, limit)
+
+    async def _head(self, run_id: str) -> reading.RunHead:
+        async with self._database.connection() as connection:
+            return await reading.run_head(connection, run_id)
+
+
+async def _handed_over(reader: Subscription, cursor: int) -> tuple[list[StoredEvent], bool]:
+    """Events that follow on from the cursor, and whether the rows have to be asked for more."""
+    woken = await reader.wait(LOOK_EVERY_S)
+    follow: list[StoredEvent] = []
+    for _, event in reader.take():
+        if event.seq == cursor + 1:
+            follow.append(event)
+            cursor = event.seq
+        elif event.seq > cursor:  # something in between came another way
+            return follow, True
+    return follow, reader.stale() or not woken
+
+
+def _filter(types: frozenset[str] | None, deltas: bool) -> Callable[[StoredEvent], bool]:
+    if types is None and deltas:
+        return lambda _: True
+    return lambda event: (types is None or event.type in types) and (deltas or event.type not in DELTA_TYPES)
+
+
+def _forget_ended(place: _ThreadCursor, heads: list[reading.RunHead]) -> None:
+    """Move the cursor past runs that can give no more events, so that it stays small however long the thread grows."""
+    last = max((head.ordinal for head in heads), default=0)
+    place.ordinal = max(place.ordinal, last)
+    for head in heads:
+        final = head.status in (RunStatus.COMPLETED, RunStatus.DEGRADED, RunStatus.CANCELLED)
+        overtaken = head.status.terminal and head.ordinal < last
+        if (final or overtaken) and place.positions.get(head.run_id, 0) >= head.last_seq:
+            place.positions.pop(head.run_id, None)

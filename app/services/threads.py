@@ -1,0 +1,285 @@
+"""Threads: conversations that runs read and extend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncSession
+from uuid_utils.compat import uuid7
+
+from app.db import models
+from app.db.database import Database
+from app.db.queries import idempotency, runs, threads
+from app.db.queries.runs import RunFilters
+from app.engine.messages import Content, Message, Role
+from app.engine.records import IdempotencyKey, RunRecord
+from app.services.errors import Conflict, Invalid, NotFound
+from app.services.pages import Page, page_of, uuid_cursor
+
+MAX_METADATA_KEYS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRecord:
+    """A thread as callers see it. `active_run_id`: the run that has the thread now, if one does."""
+
+    thread_id: str
+    metadata: Mapping[str, str]
+    active_run_id: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """A message of a thread. `run_id` is None for messages appended by hand."""
+
+    seq: int
+    message_id: str
+    run_id: str | None
+    message: Message
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadMade:
+    """`replayed`: the idempotency key was known, and this is what it made then."""
+
+    thread: ThreadRecord
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MessageAppended:
+    """`replayed` as in `ThreadMade`."""
+
+    message: MessageRecord
+    replayed: bool = False
+
+
+class ThreadService:
+    """What a caller may do with threads.
+
+    Raises (all methods): `StoreUnavailable` when the database cannot be reached; `IdempotencyMismatch` where
+    a key is given that was used with another request.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self,
+        thread_id: str | None,
+        metadata: Mapping[str, str],
+        *,
+        idempotency_key: IdempotencyKey | None = None,
+        tenant_id: str = "",
+    ) -> ThreadMade:
+        """Make a thread; without an id it gets a UUIDv7.
+
+        Raises:
+            Conflict: there is a thread of that id.
+        """
+        async with self._database.session() as session:
+            made = await _made_before(session, tenant_id, idempotency_key)
+            if made is not None:
+                return ThreadMade(await _thread(session, tenant_id, made["thread_id"]), replayed=True)
+            key = uuid7()
+            thread_id = thread_id or str(key)
+            if not await threads.add(session, key, tenant_id, thread_id, metadata):
+                raise Conflict(f"there is a thread {thread_id!r} already")
+            await _remember(session, tenant_id, idempotency_key, {"thread_id": thread_id})
+            return ThreadMade(await _thread(session, tenant_id, thread_id))
+
+    async def get(self, thread_id: str, *, tenant_id: str = "") -> ThreadRecord:
+        """Raises: NotFound."""
+        async with self._database.session() as session:
+            return await _thread(session, tenant_id, thread_id)
+
+    async def list(
+        self, metadata: Mapping[str, str], cursor: str | None, limit: int, *, tenant_id: str = ""
+    ) -> Page[ThreadRecord, str]:
+        """Threads that have all of `metadata`, newest first.
+
+        Raises:
+            Invalid: the cursor is none of this list's.
+        """
+        before = uuid_cursor(cursor)
+        async with self._database.session() as session:
+            found = await threads.page(session, tenant_id, metadata, before, limit + 1)
+        page = page_of(found, limit, lambda thread: str(thread.thread_key))
+        return Page([_record(thread) for thread in page.items], page.next_cursor)
+
+    async def update(
+        self, thread_id: str, metadata: Mapping[str, str | None], *, tenant_id: str = ""
+    ) -> ThreadRecord:
+        """Merge metadata into the thread's own, as RFC 7396 does: None takes a key away.
+
+        Raises:
+            NotFound: there is no such thread.
+            Invalid: the thread would have too many keys.
+        """
+        given = {key: value for key, value in metadata.items() if value is not None}
+        removed = [key for key, value in metadata.items() if value is None]
+        async with self._database.session() as session:
+            thread = await threads.merge_metadata(session, tenant_id, thread_id, given, removed)
+            if thread is None:
+                raise _no_thread(thread_id)
+            if len(thread.thread_metadata) > MAX_METADATA_KEYS:
+                raise Invalid(f"a thread has at most {MAX_METADATA_KEYS} metadata keys", ("body", "metadata"))
+            return _record(thread)
+
+    async def delete(self, thread_id: str, *, tenant_id: str = "") -> None:
+        """Delete a thread with its messages and runs, and the runs below these with threads of their own.
+
+        Raises:
+            NotFound: there is no such thread.
+            Conflict: one of these runs is not over; `current_status` is its status.
+        """
+        async with self._database.session() as session:
+            # The lock keeps new runs away: a create takes the thread's row first.
+            thread = await threads.lock(session, tenant_id, thread_id)
+            if thread is None:
+                raise _no_thread(thread_id)
+            family = await runs.family(session, thread.thread_key)
+            run_ids = [run_id for run_id, _ in family]
+            status = await threads.active_status(session, [thread.thread_key], run_ids)
+            if status is not None:
+                raise Conflict(f"a run of the thread {thread_id!r} is {status}; cancel it first", status)
+            below = {key for _, key in family} - {thread.thread_key}
+            below -= await runs.shared_threads(session, list(below), run_ids)
+            await runs.delete_runs(session, run_ids)
+            await threads.delete_threads(session, [thread.thread_key, *below])
+
+    async def list_messages(
+        self, thread_id: str, after: int, limit: int, *, tenant_id: str = ""
+    ) -> Page[MessageRecord, int]:
+        """A thread's messages with a seq greater than `after`, ascending. Raises: NotFound."""
+        async with self._database.session() as session:
+            thread = await threads.get(session, tenant_id, thread_id)
+            if thread is None:
+                raise _no_thread(thread_id)
+            found = await threads.messages(session, thread.thread_key, after=after, limit=limit + 1)
+        page = page_of(found, limit, lambda message: message.seq)
+        return Page([message_record(message) for message in page.items], page.next_cursor)
+
+    async def append_message(
+        self,
+        thread_id: str,
+        role: Role,
+        content: Content,
+        *,
+        idempotency_key: IdempotencyKey | None = None,
+        tenant_id: str = "",
+    ) -> MessageAppended:
+        """Append a message by hand; a run that is under way sees it from its next model call.
+
+        A thread that is not there is made.
+        """
+        async with self._database.session() as session:
+            made = await _made_before(session, tenant_id, idempotency_key)
+            if made is not None:
+                earlier = await threads.message(session, UUID(made["thread_key"]), made["seq"])
+                if earlier is None:
+                    raise NotFound(
+                        f"the message that this key made was deleted with its thread {thread_id!r}"
+                    )
+                return MessageAppended(message_record(earlier), replayed=True)
+            body = Message(role, content).body()
+            appended = await threads.append(session, uuid7(), tenant_id, thread_id, role.value, body)
+            place = {"thread_key": str(appended.thread_key), "seq": appended.seq}
+            await _remember(session, tenant_id, idempotency_key, place)
+            return MessageAppended(message_record(appended))
+
+    async def list_runs(
+        self, thread_id: str, cursor: str | None, limit: int, *, tenant_id: str = ""
+    ) -> Page[RunRecord, str]:
+        """A thread's runs, newest first.
+
+        Raises:
+            NotFound: there is no such thread.
+            Invalid: the cursor is none of this list's.
+        """
+        before = uuid_cursor(cursor)
+        async with self._database.session() as session:
+            if await threads.get(session, tenant_id, thread_id) is None:
+                raise _no_thread(thread_id)
+            found = await runs.page(session, tenant_id, RunFilters(thread_id=thread_id), before, limit + 1)
+        return page_of(found, limit, lambda run: run.run_id)
+
+    async def copy(
+        self,
+        source_id: str,
+        thread_id: str | None,
+        upto_seq: int | None,
+        *,
+        idempotency_key: IdempotencyKey | None = None,
+        tenant_id: str = "",
+    ) -> ThreadMade:
+        """Copy a thread's metadata and its messages, up to and with `upto_seq`, into a new thread.
+
+        Raises:
+            NotFound: there is no thread `source_id`.
+            Conflict: there is a thread `thread_id` already.
+        """
+        async with self._database.session() as session:
+            made = await _made_before(session, tenant_id, idempotency_key)
+            if made is not None:
+                return ThreadMade(await _thread(session, tenant_id, made["thread_id"]), replayed=True)
+            key = uuid7()
+            thread_id = thread_id or str(key)
+            if not await threads.copy(session, tenant_id, source_id, key, thread_id, upto_seq):
+                if await threads.get(session, tenant_id, source_id) is None:
+                    raise _no_thread(source_id)
+                raise Conflict(f"there is a thread {thread_id!r} already")
+            await _remember(session, tenant_id, idempotency_key, {"thread_id": thread_id})
+            return ThreadMade(await _thread(session, tenant_id, thread_id))
+
+
+def message_record(row: models.Message) -> MessageRecord:
+    return MessageRecord(
+        seq=row.seq,
+        message_id=f"msg_{row.thread_key.hex}_{row.seq}",
+        run_id=None if row.run_id is None else str(row.run_id),
+        message=Message.from_body(row.role, row.body),
+        created_at=row.created_at,
+    )
+
+
+async def _made_before(
+    session: AsyncSession, tenant_id: str, key: IdempotencyKey | None
+) -> dict[str, Any] | None:
+    return None if key is None else await idempotency.take(session, tenant_id, key)
+
+
+async def _remember(
+    session: AsyncSession, tenant_id: str, key: IdempotencyKey | None, resource: dict[str, Any]
+) -> None:
+    if key is not None:
+        await idempotency.remember(session, tenant_id, key, resource)
+
+
+async def _thread(session: AsyncSession, tenant_id: str, thread_id: str) -> ThreadRecord:
+    thread = await threads.get(session, tenant_id, thread_id)
+    if thread is None:
+        raise _no_thread(thread_id)
+    return _record(thread)
+
+
+def _record(thread: models.Thread) -> ThreadRecord:
+    holder = thread.holder_run_id
+    return ThreadRecord(
+        thread_id=thread.thread_id,
+        metadata=thread.thread_metadata,
+        active_run_id=None if holder is None else str(holder),
+        created_at=thread.created_at,
+        updated_at=thread.updated_at,
+    )
+
+
+def _no_thread(thread_id: str) -> NotFound:
+    return NotFound(f"there is no thread {thread_id!r}")

@@ -1,0 +1,165 @@
+"""Settings of one service process, read from the environment and `.env` and handed down from the top.
+
+A leaf: only `app.cli`, `app.main` and `app.runner` may import it. Everything below takes the values that it
+needs as arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_DATABASE_SCHEME = re.compile(r"^(postgresql|postgres|postgresql\+asyncpg)://")
+_SECRET = {"openai_api_key", "database_url", "database_direct_url"}
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used. The text has one readable line for each, and no secret."""
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _split_commas(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """Every setting. A field's name in upper case is its variable; an empty variable counts as not set."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    database_url: str = Field(
+        default="",
+        repr=False,
+        description="PostgreSQL 15 or later, postgresql://user:password@host:5432/name. "
+        "Empty: an embedded Postgres, started and stopped with the service.",
+    )
+    database_direct_url: str = Field(
+        default="",
+        repr=False,
+        description="The same database without a pooler in between, for LISTEN and for migrations. "
+        "Empty: DATABASE_URL.",
+    )
+    database_prepared: bool = Field(
+        default=True,
+        description="on | off. Prepared statements; off when DATABASE_URL leads through PgBouncer in "
+        "transaction mode.",
+    )
+    data_dir: Path = Field(default=Path(".data"), description="Where the embedded Postgres keeps its files.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one.")
+    workers: int = Field(default=1, ge=1, le=256, description="Replica processes on this machine.")
+    agents_dir: Path = Field(default=Path("agents"), description="Folder of agents as YAML files.")
+    tool_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        default=(), description="Comma-separated import paths of modules that hold @tool functions."
+    )
+    openai_api_key: SecretStr = Field(
+        default=SecretStr(""), description="Key of the native OpenAI-compatible client."
+    )
+    openai_base_url: str = Field(
+        default="", description="Base URL of the native client, https://host/v1. Empty: OpenAI's own."
+    )
+    max_concurrent_runs: int = Field(default=200, ge=1, description="Runs that one replica executes at once.")
+    max_queued_runs: int = Field(
+        default=100_000,
+        ge=1,
+        description="Runs queued over all replicas; past it a new one is refused (429).",
+    )
+    lease_s: Seconds = Field(
+        default=15, ge=2, le=3600, description="Seconds after which a dead replica's runs move on."
+    )
+    shutdown_grace_s: Seconds = Field(
+        default=20,
+        ge=1,
+        le=3600,
+        description="Seconds that runs get to reach a commit when the service stops.",
+    )
+    log_format: Annotated[Literal["console", "json"], BeforeValidator(_lower)] = Field(
+        default="console", description="console | json."
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
+        default="info", description="debug | info | warning | error."
+    )
+    telemetry: Annotated[Literal["none"], BeforeValidator(_lower)] = Field(
+        default="none", description="none. Traces and metrics are not exported yet."
+    )
+
+    @field_validator("database_url", "database_direct_url")
+    @classmethod
+    def _normalise_database_url(cls, url: str) -> str:
+        """One spelling for all that follows: the one that asyncpg and libpq know, postgresql://."""
+        if not url:
+            return url
+        scheme = _DATABASE_SCHEME.match(url)
+        if scheme is None:
+            raise ValueError("should start with postgresql:// or postgres://")
+        url = "postgresql://" + url[scheme.end() :]
+        # urlsplit itself raises ValueError with a readable text for a bad port or bracket.
+        _ = urlsplit(url).port
+        return url
+
+    @field_validator("openai_base_url")
+    @classmethod
+    def _check_base_url(cls, url: str) -> str:
+        if not url:
+            return url
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("should be an http:// or https:// URL")
+        return url.rstrip("/")
+
+    @field_validator("tool_modules")
+    @classmethod
+    def _check_modules(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
+        for module in modules:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ValueError(f"{module!r} is not an import path such as package.module")
+        return modules
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Read the settings.
+
+        Args:
+            overrides: Values by field name that go before the environment; None means not given.
+
+        Raises:
+            SettingsError: A value cannot be used; the text names the variable, the value and what is allowed.
+        """
+        try:
+            return cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            raise SettingsError("\n".join(_readable(error))) from None
+
+
+# pydantic's words for these speak of parsing.
+_ALLOWED = {
+    "bool_parsing": "should be on or off",
+    "int_parsing": "should be a whole number",
+    "float_parsing": "should be a number",
+}
+
+
+def _readable(error: ValidationError) -> list[str]:
+    lines: list[str] = []
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0])
+        given = "its value" if name in _SECRET else repr(problem["input"])
+        said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        reason = _ALLOWED.get(problem["type"], said)
+        lines.append(f"{name.upper()}: {given} cannot be used: {reason}")
+    return lines

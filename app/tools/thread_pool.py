@@ -1,0 +1,116 @@
+"""Threads for synchronous tools: bounded, and never in the way of the process's exit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from app.tools.errors import CallTimeoutError, NoFreeThreadError, ToolError
+
+
+class ThreadPool:
+    """At most `max_threads` daemon threads, started when needed.
+
+    Not a `ThreadPoolExecutor`, which joins its threads when the interpreter exits: a tool that never returns
+    would keep the process alive for ever. A thread cannot be killed, so a call that is given up keeps its
+    thread until it returns; a call that is given up while it waits for a thread is never started.
+    """
+
+    def __init__(self, max_threads: int) -> None:
+        if max_threads < 1:
+            raise ValueError("max_threads must be at least 1")
+        self._max_threads = max_threads
+        self._threads = 0
+        self._idle = 0
+        self._closed = False
+        self._waiting: OrderedDict[_Job, None] = OrderedDict()
+        self._changed = threading.Condition()
+
+    async def run(self, call: Callable[[], Any], timeout_s: float) -> Any:
+        """Call in a thread, under the caller's context variables.
+
+        Args:
+            call: must not raise; a raised exception would end its thread.
+            timeout_s: the most seconds to wait, for a free thread and for the result together.
+
+        Raises:
+            NoFreeThreadError: the call was never started.
+            CallTimeoutError: it was started and has not returned.
+        """
+        job = _Job(call)
+        self._submit(job)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await job.result
+        except TimeoutError:
+            if self._withdraw(job):
+                raise NoFreeThreadError(
+                    f"not started: all {self._max_threads} tool threads were busy for {timeout_s:g} s"
+                ) from None
+            raise CallTimeoutError(f"timed out after {timeout_s:g} s") from None
+        except asyncio.CancelledError:
+            self._withdraw(job)
+            raise
+
+    def close(self) -> None:
+        """End the idle threads and refuse new calls; threads that are busy end with their calls."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _submit(self, job: _Job) -> None:
+        with self._changed:
+            if self._closed:
+                raise ToolError("the tool threads are closed")
+            self._waiting[job] = None
+            if self._idle >= len(self._waiting):
+                self._changed.notify()
+            elif self._threads < self._max_threads:
+                threading.Thread(target=self._work, name=f"tool-{self._threads}", daemon=True).start()
+                self._threads += 1
+
+    def _withdraw(self, job: _Job) -> bool:
+        """Whether the job was still waiting; it will not be started then."""
+        with self._changed:
+            return self._waiting.pop(job, job) is None
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            job.run()
+            del job  # or the arguments of the last call would live until the next one
+
+    def _next(self) -> _Job | None:
+        with self._changed:
+            while not self._waiting:
+                if self._closed:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+            return self._waiting.popitem(last=False)[0]
+
+
+class _Job:
+    """One call on its way to a thread and back; belongs to the event loop that made it."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._context = contextvars.copy_context()
+        self._loop = asyncio.get_running_loop()
+        self.result: asyncio.Future[Any] = self._loop.create_future()
+
+    def run(self) -> None:
+        value = self._context.run(self._call)
+        try:
+            self._loop.call_soon_threadsafe(self._answer, value)
+        except RuntimeError:
+            # The loop is closed: nobody waits any more.
+            return
+
+    def _answer(self, value: Any) -> None:
+        if not self.result.done():
+            self.result.set_result(value)

@@ -1,0 +1,202 @@
+"""The runs that are under way on this replica, one task each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from app.engine.agent import AgentVersion, resolve
+from app.engine.errors import RunError
+from app.engine.events import Event, EventType, ResumeReason
+from app.engine.first_write import run_started
+from app.engine.limits import RunLimits
+from app.engine.messages import ThreadMessage
+from app.engine.records import Claim, Loaded, RunRecord
+from app.engine.resume import state_of
+from app.engine.state import RunState
+from app.engine.status import RunStatus
+from app.engine.store_errors import StoreError
+from app.telemetry.logs import get_logger
+from app.worker.driver import DriverPorts, LostRun, RunDriver, Start
+
+log = get_logger(__name__)
+
+
+class _Task:
+    """A run's task, and its driver as soon as there is one."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.claim = claim
+        self.driver: RunDriver | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.releasing = False
+
+
+class LocalExecutor:
+    """Implements `app.engine.ports.Executor`.
+
+    Args:
+        owner: this replica's incarnation.
+        max_runs: how many runs may be under way at once.
+        on_idle_slot: called when a run has ended, so that another can be claimed.
+    """
+
+    def __init__(
+        self, ports: DriverPorts, owner: str, *, max_runs: int, defaults: RunLimits = RunLimits()
+    ) -> None:
+        self._ports = ports
+        self._owner = owner
+        self._max_runs = max_runs
+        self._defaults = defaults
+        self._tasks: dict[str, _Task] = {}
+        self._on_free: list[Callable[[], None]] = []
+        self.accepting = True
+
+    @property
+    def owner(self) -> str:
+        return self._owner
+
+    @property
+    def free_slots(self) -> int:
+        return self._max_runs - len(self._tasks) if self.accepting else 0
+
+    def has_room(self) -> bool:
+        return self.free_slots > 0
+
+    def under_way(self) -> dict[str, int]:
+        """The runs of this replica, each with the epoch of its claim."""
+        return {run_id: entry.claim.fence.epoch for run_id, entry in self._tasks.items()}
+
+    def on_free(self, callback: Callable[[], None]) -> None:
+        self._on_free.append(callback)
+
+    def start(self, claim: Claim, created: RunRecord, agent: AgentVersion) -> None:
+        """Execute a run that was claimed as it was created."""
+        if claim.opened:
+            messages = tuple(ThreadMessage(i, m, created.run_id) for i, m in enumerate(created.input, 1))
+            start = Start(
+                claim=claim,
+                run=created,
+                agent=resolve(agent, created.overrides, self._defaults),
+                state=RunState(),
+                messages=messages,
+                message_seq=claim.message_seq,
+                opened=True,
+                joined=True,
+            )
+            self._spawn(claim, start)
+        else:
+            self._spawn(claim, None)
+
+    def take(self, claim: Claim) -> None:
+        """Execute a run that was claimed from the queue."""
+        self._spawn(claim, None)
+
+    def signal(self, run_id: str, epoch: int) -> None:
+        """The store has moved the run on to `epoch`: an attempt of an earlier one stops at once and writes nothing more."""
+        entry = self._tasks.get(run_id)
+        if entry is not None and entry.task is not None and entry.claim.fence.epoch < epoch:
+            entry.task.cancel()
+
+    def drop_all(self) -> None:
+        """Stop every run without a further write: this replica may have lost them."""
+        for run_id, epoch in self.under_way().items():
+            self.signal(run_id, epoch + 1)
+
+    async def drain(self, grace_s: float) -> None:
+        """Take no more runs; let each go to its next commit, or as far as it comes in `grace_s` seconds, and release it."""
+        self.accepting = False
+        for entry in self._tasks.values():
+            entry.releasing = True
+            if entry.driver is not None:
+                entry.driver.stop_at_next_commit()
+        tasks = [entry.task for entry in self._tasks.values() if entry.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_s)
+        for entry in list(self._tasks.values()):
+            if entry.task is not None:
+                entry.task.cancel()
+        left = [entry.task for entry in self._tasks.values() if entry.task is not None]
+        if left:
+            await asyncio.wait(left, timeout=2.0)
+
+    def _spawn(self, claim: Claim, start: Start | None) -> None:
+        entry = _Task(claim)
+        run_id = claim.fence.run_id
+        self._tasks[run_id] = entry
+        entry.task = asyncio.create_task(self._execute(entry, start), name=f"run-{run_id}")
+        entry.task.add_done_callback(lambda task: self._ended(run_id, entry, task))
+
+    def _ended(self, run_id: str, entry: _Task, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("run_task_failed", run_id=run_id, error=repr(error))
+        if self._tasks.get(run_id) is entry:
+            del self._tasks[run_id]
+        for callback in self._on_free:
+            callback()
+
+    async def _execute(self, entry: _Task, start: Start | None) -> None:
+        run_id = entry.claim.fence.run_id
+        try:
+            if start is None:
+                start = self._resumed(entry.claim, await self._ports.store.load(run_id))
+            driver = entry.driver = RunDriver(
+                self._ports, start, lambda: self.signal(run_id, entry.claim.fence.epoch + 1)
+            )
+            if entry.releasing:
+                driver.stop_at_next_commit()
+            await self._drive(entry, driver)
+        except LostRun:
+            log.info("run_lost", run_id=run_id, attempt=entry.claim.attempt)
+        except StoreError as error:
+            log.warning("run_dropped", run_id=run_id, error=str(error))
+
+    async def _drive(self, entry: _Task, driver: RunDriver) -> None:
+        run_id = entry.claim.fence.run_id
+        try:
+            status = await driver.drive()
+            log.debug("run_left", run_id=run_id, status=status)
+        except asyncio.CancelledError:
+            if entry.releasing:
+                with suppress(StoreError):
+                    await driver.release()
+            raise
+        except (LostRun, StoreError):
+            raise
+        except Exception as error:
+            log.exception("run_crashed", run_id=run_id)
+            reason = RunError(
+                "internal", f"the service failed while it ran this run ({type(error).__name__})"
+            )
+            await driver.give_up(reason)
+
+    def _resumed(self, claim: Claim, loaded: Loaded) -> Start:
+        """Where an attempt goes on that was claimed from the queue."""
+        run = loaded.run
+        agent = resolve(loaded.agent, run.overrides, self._defaults)
+        started = loaded.checkpoint is not None
+        if loaded.resume_reason is None or not started:
+            first = run_started(agent)
+        else:
+            first = resumed_event(loaded, claim.attempt, loaded.resume_reason)
+        return Start(
+            claim=claim,
+            run=run,
+            agent=agent,
+            state=state_of(loaded),
+            messages=loaded.messages,
+            message_seq=loaded.messages[-1].seq if loaded.messages else 0,
+            opened=False,
+            joined=started,
+            elapsed_s=loaded.elapsed_s,
+            wall_from_s=loaded.wall_from_s,
+            first_events=(first,),
+        )
+
+
+def resumed_event(loaded: Loaded, attempt: int, reason: ResumeReason) -> Event:
+    """That an attempt after the first began; deltas after `from_seq` are void."""
+    data = {"reason": reason, "attempt": attempt, "from_seq": loaded.checkpoint_seq}
+    step = 1 if loaded.checkpoint is None else loaded.checkpoint.step
+    return Event(EventType.RUN_RESUMED, step, data, RunStatus.RUNNING)

@@ -1,0 +1,64 @@
+"""Real Postgres for every test that asks: one server for the session, one migrated database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from app.db.database import Database
+from app.db.embedded import EmbeddedPostgres
+from app.db.migrate import upgrade
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server's own database; its `template_runs` is migrated, ready to be copied."""
+    server = EmbeddedPostgres(Path(tmp_path_factory.mktemp("postgres")))
+    url = server.start()
+
+    async def prepare() -> None:
+        connection = await asyncpg.connect(url)
+        try:
+            # Tests lose nothing by a crash of the machine.
+            await connection.execute("ALTER SYSTEM SET fsync = off")
+            await connection.execute("SELECT pg_reload_conf()")
+            await connection.execute("CREATE DATABASE template_runs")
+        finally:
+            await connection.close()
+        await upgrade(database_of(url, "template_runs"))
+
+    asyncio.run(prepare())
+    yield url
+    server.stop()
+
+
+@pytest.fixture
+async def database_url(postgres_server: str) -> AsyncIterator[str]:
+    """A database of its own for this test, migrated and empty."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    admin = await asyncpg.connect(postgres_server)
+    await admin.execute(f"CREATE DATABASE {name} TEMPLATE template_runs STRATEGY file_copy")
+    yield database_of(postgres_server, name)
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    database = await Database.connect(database_url)
+    yield database
+    await database.close()
+
+
+def database_of(url: str, name: str) -> str:
+    """The same server's other database."""
+    head, query = url.split("?", 1) if "?" in url else (url, "")
+    return f"{head.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")

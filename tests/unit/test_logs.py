@@ -1,0 +1,58 @@
+"""Logs: one line an event, in one format, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Generator
+
+import pytest
+import structlog
+
+from app.telemetry.logs import configure_logging, get_logger
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Generator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_json_lines_carry_values_levels_and_utc_times(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "info")
+    get_logger("app.engine").info("claimed", run_id="r1", n=2)
+    line = json.loads(capsys.readouterr().err)
+    assert line.pop("timestamp").endswith("Z")
+    assert line == {"event": "claimed", "level": "info", "logger": "app.engine", "run_id": "r1", "n": 2}
+
+
+def test_the_server_speaks_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "info")
+    logging.getLogger("uvicorn.error").info("Started %s", "x", extra={"color_message": "\x1b[1mStarted"})
+    line = json.loads(capsys.readouterr().err)
+    assert line["event"] == "Started x"
+    assert "color_message" not in line
+
+
+def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "info")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        get_logger("app.worker").exception("failed")
+    assert "ValueError: why" in json.loads(capsys.readouterr().err)["exception"]
+
+
+def test_other_libraries_speak_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("console", "info")
+    logging.getLogger("some.library").info("noise")
+    logging.getLogger("some.library").warning("trouble")
+    get_logger("app.api").debug("detail")
+    told = capsys.readouterr().err
+    assert "trouble" in told
+    assert "noise" not in told
+    assert "detail" not in told

@@ -1,0 +1,51 @@
+"""What the tests of tools share: a call as the engine makes it, and one registry's answer to it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+import pytest
+
+from app.engine.tools import ToolInvocation, ToolResult
+from app.tools import FunctionTool, ToolRegistry
+
+Invocation = Callable[..., ToolInvocation]
+Call = Callable[..., Awaitable[ToolResult]]
+
+
+@pytest.fixture
+def invocation() -> Invocation:
+    def make(tool_name: str, arguments: object = "{}", **changes: Any) -> ToolInvocation:
+        text = arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+        fields: dict[str, Any] = {
+            "run_id": "run-1",
+            "thread_id": "thread-1",
+            "agent_name": "analyst",
+            "tool_call_id": "call-1",
+            "tool_name": tool_name,
+            "arguments": text,
+            "idempotency_key": "run-1/1/0",
+            "context": {},
+            "metadata": {},
+            "allowed_tools": frozenset({tool_name}),
+            "output_max_chars": 12_000,
+        }
+        return ToolInvocation(**(fields | changes))
+
+    return make
+
+
+@pytest.fixture
+def call(invocation: Invocation) -> Call:
+    """Call one tool with arguments, as an object or as the model's text."""
+
+    async def invoke(tool: FunctionTool[..., Any], arguments: object = "{}", **changes: Any) -> ToolResult:
+        registry = ToolRegistry([tool])
+        try:
+            return await registry.invoke(invocation(tool.spec.name, arguments, **changes))
+        finally:
+            await registry.aclose()
+
+    return invoke
