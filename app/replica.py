@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from app.db.database import Database
 from app.db.migrate import current, missing
 from app.db.run_store import PostgresRunStore
-from app.engine.limits import RunLimits
+from app.engine.limits import SERVICE_LIMITS
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
 from app.services.agents import AgentService
@@ -61,7 +61,7 @@ class Replica:
         self._worker = Worker(database, executor, self._bus, claim_loop, lease, settings.lease_s)
         self._bus.on_control(executor.signal)
         self._bus.on_watched(self._deltas.noticed)
-        self._agents = AgentService(database, tools, lambda model: check_model_name(model, config))
+        self._agents = agent_service(settings, database, tools)
         runs = RunService(
             database,
             store,
@@ -115,8 +115,7 @@ class Replica:
 @asynccontextmanager
 async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
     """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`."""
-    tools = ToolRegistry()
-    tools.load_modules(["app.tools.builtin", *settings.tool_modules])
+    tools = load_tools(settings)
     database = await Database.connect(settings.database_url, prepared=settings.database_prepared)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
@@ -130,9 +129,25 @@ async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
         yield replica
 
 
+def load_tools(settings: Settings) -> ToolRegistry:
+    """The built-in tools and the operator's own.
+
+    Raises:
+        ToolRegistrationError: a module of TOOL_MODULES cannot be used.
+    """
+    tools = ToolRegistry()
+    tools.load_modules(["app.tools.builtin", *settings.tool_modules])
+    return tools
+
+
+def agent_service(settings: Settings, database: Database, tools: ToolRegistry) -> AgentService:
+    config = _model_config(settings)
+    return AgentService(database, tools, lambda model: check_model_name(model, config))
+
+
 async def _start_when_migrated(replica: Replica, database: Database) -> None:
     log.warning("migrations_missing", hint="run `agent-runner migrate`; this replica starts to work after it")
-    while await _migrations_missing(database) is not None:
+    while await _migrations_missing(database) is not None:  # noqa: ASYNC110 - the database tells nobody
         await asyncio.sleep(MIGRATIONS_LOOK_S)
     await replica.start()
 
@@ -152,7 +167,7 @@ def _model_config(settings: Settings) -> ModelConfig:
 
 
 def _about(settings: Settings, config: ModelConfig) -> dict[str, Any]:
-    limits = RunLimits()
+    limits = SERVICE_LIMITS
     return {
         "version": version("agent-runner"),
         "capabilities": ["runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency"],

@@ -56,8 +56,7 @@ class Settings(BaseSettings):
     )
     database_prepared: bool = Field(
         default=True,
-        description="on | off. Prepared statements; off when DATABASE_URL leads through PgBouncer in "
-        "transaction mode.",
+        description="on | off. Prepared statements; off when DATABASE_URL leads through PgBouncer in transaction mode.",
     )
     data_dir: Path = Field(default=Path(".data"), description="Where the embedded Postgres keeps its files.")
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
@@ -67,9 +66,7 @@ class Settings(BaseSettings):
     tool_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
         default=(), description="Comma-separated import paths of modules that hold @tool functions."
     )
-    openai_api_key: SecretStr = Field(
-        default=SecretStr(""), description="Key of the native OpenAI-compatible client."
-    )
+    openai_api_key: SecretStr = Field(default=SecretStr(""), description="Key of the native OpenAI-compatible client.")
     openai_base_url: str = Field(
         default="", description="Base URL of the native client, https://host/v1. Empty: OpenAI's own."
     )

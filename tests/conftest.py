@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -19,9 +21,11 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_server() -> Iterator[str]:
     """The URL of a server's own database; its `template_runs` is migrated, ready to be copied."""
-    server = EmbeddedPostgres(Path(tmp_path_factory.mktemp("postgres")))
+    # Not below pytest's own folder: every new session shuts that for the account that Postgres runs under.
+    folder = tempfile.mkdtemp(prefix="agent-runner-tests-")
+    server = EmbeddedPostgres(Path(folder))
     url = server.start()
 
     async def prepare() -> None:
@@ -38,6 +42,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     asyncio.run(prepare())
     yield url
     server.stop()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

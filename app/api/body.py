@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect, Request
 from app.api.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from app.api.validation import invalid
 
-MAX_BODY_BYTES = 1024 * 1024
 # Far below what serialising can follow (254 levels), as what is stored stands a few levels deep in other JSON.
 MAX_DEPTH = 100
 
@@ -29,7 +28,7 @@ async def read_body(request: Request, model: type[_Model]) -> _Model:
 
     Raises:
         InvalidRequest: it is no JSON, holds what cannot be stored, or does not fit the model.
-        PayloadTooLarge: it is longer than `MAX_BODY_BYTES`; what is left of it is not read.
+        PayloadTooLarge: it is longer than the application's bound; what is left of it is not read.
         UnsupportedMediaType: its Content-Type says that it is not JSON.
         ClientDisconnect: the caller went away before the end.
     """
@@ -43,7 +42,7 @@ async def read_body(request: Request, model: type[_Model]) -> _Model:
         # From the text once more, because only there strictness allows enums and times as the strings that they are.
         return model.model_validate_json(raw, strict=True)
     except ValueError as error:
-        raise invalid(error, "body", value) from None
+        raise invalid(error, ("body",), value) from None
 
 
 def parse(raw: bytes) -> object:
@@ -68,17 +67,18 @@ def parse(raw: bytes) -> object:
 
 
 async def _read(request: Request) -> bytes:
+    bound: int = request.app.state.max_body_bytes
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > MAX_BODY_BYTES:
-        raise _too_large()
+    if length.isdecimal() and int(length[:20]) > bound:
+        raise _too_large(bound)
     body = b""
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
+        if len(body) > bound:
+            raise _too_large(bound)
         if not message.get("more_body", False):
             return body
 
@@ -89,8 +89,8 @@ def _check_media_type(request: Request) -> None:
         raise UnsupportedMediaType("the body should be JSON, with Content-Type: application/json")
 
 
-def _too_large() -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is longer than {MAX_BODY_BYTES} bytes")
+def _too_large(bound: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is longer than {bound} bytes")
 
 
 def _children(value: object) -> list[tuple[str | int, object]]:

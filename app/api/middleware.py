@@ -38,7 +38,7 @@ class RequestEdge:
         except ClientDisconnect:
             # The caller went away while it was still sending; there is nobody to answer.
             return
-        except Exception:  # the request's edge: whatever nobody expected ends here
+        except Exception:  # noqa: BLE001 - the request's edge: whatever nobody expected ends here
             _log.exception("request_failed", request_id=request_id, method=scope["method"], path=scope["path"])
             if not started:
                 detail = "something unexpected went wrong; the request's id helps to find it in the log"

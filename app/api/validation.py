@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from pydantic import ValidationError
@@ -13,19 +14,19 @@ _MAX_PROBLEMS = 20
 _OWN_WORDS = {"extra_forbidden": "this is not known here", "missing": "this is required"}
 
 
-def invalid(error: ValueError, place: str, value: object) -> InvalidRequest:
+def invalid(error: ValueError, place: Sequence[str], value: object) -> InvalidRequest:
     """The refusal that a validation error stands for.
 
     Args:
-        place: which part of the request was read: body, query, path or header.
+        place: which part of the request was read: body, query, path or header, and the name if it was a single value.
         value: what was validated; it tells the real parts of a location from the names that Pydantic gives to
             the members of a union.
     """
     if not isinstance(error, ValidationError):
-        return InvalidRequest.at(str(error), place)
+        return InvalidRequest.at(str(error), *place)
     details = error.errors(include_url=False, include_context=False, include_input=False)
     return InvalidRequest(
-        [FieldProblem((place, *_real(detail, value)), _message(detail)) for detail in details[:_MAX_PROBLEMS]]
+        [FieldProblem((*place, *_real(detail, value)), _message(detail)) for detail in details[:_MAX_PROBLEMS]]
     )
 
 

@@ -35,9 +35,7 @@ async def claim_runs(connection: Connection, owner: str, limit: int) -> list[Cla
         limit,
     )
     return [
-        Claim(
-            Fence(str(row["run_id"]), row["epoch"], row["write_no"]), str(row["thread_key"]), row["attempt"]
-        )
+        Claim(Fence(str(row["run_id"]), row["epoch"], row["write_no"]), str(row["thread_key"]), row["attempt"])
         for row in rows
     ]
 
@@ -81,9 +79,7 @@ async def requeue_orphans(connection: Connection, lease_s: float, limit: int) ->
 
 async def owned_runs(connection: Connection, owner: str) -> dict[str, int]:
     """The runs that a replica owns according to the database, each with its epoch."""
-    rows = await connection.fetch(
-        "SELECT run_id, epoch FROM runs WHERE status = 'running' AND owner = $1::uuid", owner
-    )
+    rows = await connection.fetch("SELECT run_id, epoch FROM runs WHERE status = 'running' AND owner = $1::uuid", owner)
     return {str(row["run_id"]): row["epoch"] for row in rows}
 
 
@@ -178,9 +174,7 @@ async def forget_dead_replicas(connection: Connection) -> None:
 
 async def last_events(connection: Connection, run_ids: list[str]) -> dict[str, int]:
     """The seq of the last event of each of these runs; runs that are gone are left out."""
-    rows = await connection.fetch(
-        "SELECT run_id, last_seq FROM runs WHERE run_id = ANY ($1::uuid[])", run_ids
-    )
+    rows = await connection.fetch("SELECT run_id, last_seq FROM runs WHERE run_id = ANY ($1::uuid[])", run_ids)
     return {str(row["run_id"]): row["last_seq"] for row in rows}
 
 

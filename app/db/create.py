@@ -42,16 +42,13 @@ class CreateAnswer:
     agent_changed: bool = False
 
 
-_KEY = (
-    """key AS (
+_KEY = """key AS (
     INSERT INTO idempotency_keys AS k (tenant_id, key, request_hash, resource)
     SELECT $2::text, $20::text, $21::bytea, $22::json {agent}
     ON CONFLICT (tenant_id, key) DO UPDATE
     SET request_hash = EXCLUDED.request_hash, resource = EXCLUDED.resource, created_at = clock_timestamp()
-    WHERE k.created_at < clock_timestamp() - interval '%s'
+    WHERE k.created_at < clock_timestamp() - interval '{ttl}'
     RETURNING 1)"""
-    % IDEMPOTENCY_TTL
-)
 
 _AGENT = """agent AS (
     SELECT 1 FROM agents
@@ -79,7 +76,8 @@ _LINE = """line AS (
 _RUN = """run AS (
     INSERT INTO runs (run_id, tenant_id, thread_key, thread_id, ordinal, root_run_id, agent_name, agent_version,
                       agent_version_id, requested_model, overrides, context, input, metadata, user_id, on_disconnect,
-                      status, holds_thread, available_at, owner, epoch, attempt, started_at, write_no, last_seq, step)
+                      status, holds_thread, available_at, owner, epoch, attempt, started_at, write_no, last_seq, step,
+                      created_at)
     SELECT $1::uuid, $2::text, thread_key, $4::text, ordinal, $1::uuid, $8::text, $9::int,
            $10::uuid, $11::text, $12::json, $13::json, $14::json, $15::jsonb, $16::text, $17::text,
            CASE WHEN {claimed} THEN 'running' ELSE 'queued' END, got,
@@ -88,7 +86,7 @@ _RUN = """run AS (
            CASE WHEN {claimed} THEN 1 ELSE 0 END, CASE WHEN {claimed} THEN 1 ELSE 0 END,
            CASE WHEN {claimed} THEN clock_timestamp() END,
            CASE WHEN {opened} THEN 1 ELSE 0 END, CASE WHEN {opened} THEN {events} ELSE 0 END,
-           CASE WHEN {opened} THEN 1 ELSE 0 END
+           CASE WHEN {opened} THEN 1 ELSE 0 END, now()
     FROM line
     RETURNING {columns})"""
 
@@ -122,14 +120,14 @@ def statement(parts: Parts) -> str:
     run = _RUN.format(claimed=claimed, opened="got" if opens else "false", events=events, columns=RUN_COLUMNS)
     texts = [_AGENT] if parts.agent_check else []
     if parts.key:
-        texts.append(_KEY.format(agent="FROM agent" if parts.agent_check else ""))
+        texts.append(_KEY.format(ttl=IDEMPOTENCY_TTL, agent="FROM agent" if parts.agent_check else ""))
     texts += [line, run]
     if opens:
         places = {name: str(number + i) for i, name in enumerate("abcdef")}
         texts.append(_OPENING.format(**places))
     key_taken = "NOT EXISTS (SELECT 1 FROM key)" if parts.key else "false"
     agent_changed = "NOT EXISTS (SELECT 1 FROM agent)" if parts.agent_check else "false"
-    unused = "" if opens else ", $5::text[] AS roles, $6::text[] AS bodies"
+    unused = "" if opens else ", $5::text[] AS roles, $6::text[] AS bodies, $7::int AS messages"
     return f"""WITH {", ".join(texts)}
 SELECT {key_taken} AS key_taken, {agent_changed} AS agent_changed, line.next_seq, run.*{unused}
 FROM (SELECT 1) AS one LEFT JOIN line ON true LEFT JOIN run ON true"""

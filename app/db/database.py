@@ -70,7 +70,8 @@ class Database:
 
         async def connect() -> asyncpg.Connection[asyncpg.Record]:
             return await asyncpg.connect(
-                url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, statement_cache_size=cached)
+                url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, statement_cache_size=cached
+            )
 
         try:
             pool = await asyncpg.create_pool(
@@ -115,16 +116,13 @@ class Database:
         except asyncpg.UndefinedTableError as error:
             raise StoreUnavailable("the database has no tables yet; run `agent-runner migrate`") from error
         except UNAVAILABLE as error:
-            raise StoreUnavailable(
-                f"the database did not answer: {str(error) or type(error).__name__}"
-            ) from error
+            raise StoreUnavailable(f"the database did not answer: {str(error) or type(error).__name__}") from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection]:
         """A plain connection inside one READ COMMITTED transaction; raises as `connection` does."""
-        async with self.connection() as connection:
-            async with connection.transaction():
-                yield connection
+        async with self.connection() as connection, connection.transaction():
+            yield connection
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
@@ -139,8 +137,6 @@ class Database:
         except (OSError, PoolTimeout, InterfaceError) as error:
             raise StoreUnavailable(f"the database did not answer: {error}") from error
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(
-                error.orig.__cause__ if error.orig else None, UNAVAILABLE
-            ):
+            if error.connection_invalidated or isinstance(error.orig.__cause__ if error.orig else None, UNAVAILABLE):
                 raise StoreUnavailable(f"the database did not answer: {error.orig}") from error
             raise

@@ -34,9 +34,7 @@ SELECT run_id, before, at FROM held
 """
 
 
-async def append_deltas(
-    connection: Connection, batch: Sequence[DeltaWrite]
-) -> list[Committed | DeltaOutcome]:
+async def append_deltas(connection: Connection, batch: Sequence[DeltaWrite]) -> list[Committed | DeltaOutcome]:
     """One answer for each write of the batch, in its order."""
     owners: list[list[Any]] = [[], [], [], []]
     events: list[list[Any]] = [[], [], [], []]
@@ -59,9 +57,7 @@ async def append_deltas(
             continue
         types = [event.type.value for event in write.events]
         stored = stored_events(row["before"] + 1, row["at"], types, bodies[fence.run_id])
-        answers.append(
-            Committed(Fence(fence.run_id, fence.epoch, fence.write_no + 1), stored, RunStatus.RUNNING)
-        )
+        answers.append(Committed(Fence(fence.run_id, fence.epoch, fence.write_no + 1), stored, RunStatus.RUNNING))
     return answers
 
 
@@ -76,9 +72,7 @@ async def _why_not(connection: Connection, fences: Sequence[Fence]) -> dict[str,
     now = {str(row["run_id"]): (row["epoch"], row["write_no"]) for row in rows}
     return {
         fence.run_id: (
-            DeltaOutcome.SKIPPED
-            if now.get(fence.run_id) == (fence.epoch, fence.write_no)
-            else DeltaOutcome.LOST
+            DeltaOutcome.SKIPPED if now.get(fence.run_id) == (fence.epoch, fence.write_no) else DeltaOutcome.LOST
         )
         for fence in fences
     }

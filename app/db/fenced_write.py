@@ -84,9 +84,7 @@ def _held(parts: Parts, arg: _Arguments, needs_thread: bool) -> str:
     sets = [
         "write_no = write_no + 1",
         f"last_seq = last_seq + {count}",
-        f"status = CASE WHEN control = 'pause' THEN 'paused' ELSE {status} END"
-        if pauses
-        else f"status = {status}",
+        f"status = CASE WHEN control = 'pause' THEN 'paused' ELSE {status} END" if pauses else f"status = {status}",
         f"step = {arg('step', 'int')}",
         f"llm_calls = {arg('llm_calls', 'bigint')}",
         f"input_tokens = {arg('input_tokens', 'bigint')}",
@@ -154,7 +152,8 @@ def _messages(arg: _Arguments) -> str:
     return f"""said AS (
     INSERT INTO messages (thread_key, seq, run_id, role, body)
     SELECT {arg("thread_key", "uuid")}, first_seq + n - 1, {arg("run_id", "uuid")}, role, body::json
-    FROM line, unnest({arg("roles", "text[]")}, {arg("messages", "text[]")}) WITH ORDINALITY AS message(role, body, n))"""
+    FROM line, unnest({arg("roles", "text[]")}, {arg("messages", "text[]")})
+         WITH ORDINALITY AS message(role, body, n))"""
 
 
 def _records(arg: _Arguments) -> str:
@@ -184,9 +183,7 @@ def _records(arg: _Arguments) -> str:
 
 def _checkpoint(arg: _Arguments, needs_thread: bool) -> str:
     message_seq = (
-        f"line.first_seq + {arg('message_count', 'int')} - 1"
-        if needs_thread
-        else arg("message_seq", "bigint")
+        f"line.first_seq + {arg('message_count', 'int')} - 1" if needs_thread else arg("message_seq", "bigint")
     )
     return f"""saved AS (
     INSERT INTO checkpoints (run_id, seq, step, phase, message_seq, state, created_at)
@@ -308,11 +305,8 @@ class FencedWrite:
         return values
 
 
-def stored_events(
-    first: int, at: datetime, types: Sequence[str], bodies: Sequence[str]
-) -> tuple[StoredEvent, ...]:
+def stored_events(first: int, at: datetime, types: Sequence[str], bodies: Sequence[str]) -> tuple[StoredEvent, ...]:
     """Numbered events of one write; all of them carry its time."""
     return tuple(
-        StoredEvent(first + i, kind, at, body)
-        for i, (kind, body) in enumerate(zip(types, bodies, strict=True))
+        StoredEvent(first + i, kind, at, body) for i, (kind, body) in enumerate(zip(types, bodies, strict=True))
     )

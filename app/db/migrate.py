@@ -125,9 +125,7 @@ async def _run(direction: str, url: str, revision: str) -> None:
         async with engine.begin() as connection:
             await connection.run_sync(_run_alembic, direction, revision)
     except DBAPIError as error:
-        raise MigrationError(
-            f"{direction} to {revision} failed: {str(error.orig).splitlines()[0]}"
-        ) from error
+        raise MigrationError(f"{direction} to {revision} failed: {str(error.orig).splitlines()[0]}") from error
     finally:
         await engine.dispose()
 

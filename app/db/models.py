@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 from sqlalchemy import (
@@ -42,7 +42,7 @@ _NOW = text("clock_timestamp()")
 
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map = {
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
         UUID: PgUuid(as_uuid=True),
         datetime: DateTime(timezone=True),
         str: Text,
@@ -135,9 +135,7 @@ class Run(Base):
         Index("ix_runs_thread_key_ordinal", "thread_key", "ordinal"),
         Index("ix_runs_agent_name_run_id", "agent_name", "run_id"),
         Index("ix_runs_parent_run_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
-        Index(
-            "ix_runs_metadata", "metadata", postgresql_using="gin", postgresql_where=text("metadata <> '{}'")
-        ),
+        Index("ix_runs_metadata", "metadata", postgresql_using="gin", postgresql_where=text("metadata <> '{}'")),
         {"postgresql_with": {"fillfactor": "60"}},
     )
 

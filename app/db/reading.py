@@ -57,11 +57,10 @@ async def load_run(connection: Connection, run_id: str) -> Loaded:
         if saved is None
         else Checkpoint(saved["step"], Phase(saved["phase"]), orjson.loads(saved["state"])),
         checkpoint_seq=0 if saved is None else saved["seq"],
-        calls=tuple(
-            open_call_from_row(call) for call in calls if saved is not None and call["step"] == saved["step"]
-        ),
+        calls=tuple(open_call_from_row(call) for call in calls if saved is not None and call["step"] == saved["step"]),
         messages=tuple(messages),
-        resume_reason=None if reason is None else ResumeReason(reason),
+        # An attempt that left nothing behind does not count: the run begins now.
+        resume_reason=None if reason is None or saved is None else ResumeReason(reason),
         elapsed_s=row["elapsed_s"],
         wall_from_s=row["wall_from_s"],
     )
@@ -138,9 +137,7 @@ async def thread_key(connection: Connection, tenant_id: str, thread_id: str) -> 
 
 
 def _head_from_row(row: asyncpg.Record) -> RunHead:
-    return RunHead(
-        str(row["run_id"]), RunStatus(row["status"]), row["ordinal"], row["first_seq"], row["last_seq"]
-    )
+    return RunHead(str(row["run_id"]), RunStatus(row["status"]), row["ordinal"], row["first_seq"], row["last_seq"])
 
 
 async def agent_version(connection: Connection, version_id: UUID) -> AgentVersion:

@@ -16,7 +16,7 @@ from app.db.deltas import append_deltas
 from app.db.fenced_write import FencedWrite
 from app.engine.errors import RunError
 from app.engine.events import StoredEvent
-from app.engine.limits import Limits, RunLimits
+from app.engine.limits import SERVICE_LIMITS, Limits, RunLimits
 from app.engine.messages import ThreadMessage
 from app.engine.records import (
     Claim,
@@ -53,7 +53,7 @@ _T = TypeVar("_T")
 class PostgresRunStore:
     """`app.engine.ports.RunStore` on Postgres."""
 
-    def __init__(self, database: Database, defaults: RunLimits = RunLimits()) -> None:
+    def __init__(self, database: Database, defaults: RunLimits = SERVICE_LIMITS) -> None:
         self._database = database
         self._defaults = defaults
 
@@ -80,9 +80,7 @@ class PostgresRunStore:
 
         async def work(connection: Connection) -> tuple[list[Created], bool]:
             if idempotency is not None:
-                earlier = await _take_key(
-                    connection, runs[0].tenant_id, idempotency, [run.run_id for run in runs]
-                )
+                earlier = await _take_key(connection, runs[0].tenant_id, idempotency, [run.run_id for run in runs])
                 if earlier is not None:
                     known = [await reading.get_run(connection, run_id, with_tools=True) for run_id in earlier]
                     return [Created(run, replayed=True) for run in known], True
@@ -116,9 +114,7 @@ class PostgresRunStore:
         fence = Fence(run.run_id, run.epoch, 0 if run.last_event_seq == 0 else 1)
         events = await self.read_events(run.run_id, 0, 100)
         opened = run.last_event_seq > 0
-        return Created(
-            run, Claim(fence, run.thread_key, run.attempt, opened, len(new.input)), events=tuple(events)
-        )
+        return Created(run, Claim(fence, run.thread_key, run.attempt, opened, len(new.input)), events=tuple(events))
 
     async def _create(self, connection: Connection, new: NewRun, owner: str | None) -> Created:
         answer = await create_run(connection, new, owner)
@@ -169,8 +165,8 @@ class PostgresRunStore:
             return await reading.messages_after(connection, thread_key, seq)
 
     async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | None:
-        """As the port says. Where the connection breaks under it, the same statement is sent again: if then the fence no
-        longer holds, but the run stands exactly one write further, that write was this one."""
+        """As the port says. Where the connection breaks under it, the same statement is sent again: if then the fence
+        no longer holds, but the run stands exactly one write further, that write was this one."""
         fenced = FencedWrite(fence, thread_key, write)
         ambiguous = False
         for attempt in range(1, COMMIT_TRIES + 1):
@@ -266,9 +262,7 @@ async def _confirm(connection: Connection, fenced: FencedWrite) -> Committed | N
     status = RunStatus(row["status"])
     first_event = row["last_seq"] - fenced.event_count(status) + 1
     # Should others have appended since, the owner only takes its messages to stand later than they do, and reads again.
-    return fenced.committed(
-        status, first_event, row["created_at"], row["next_seq"] - fenced.message_count, None
-    )
+    return fenced.committed(status, first_event, row["created_at"], row["next_seq"] - fenced.message_count, None)
 
 
 async def _take_key(
@@ -296,9 +290,7 @@ async def _runs_of_key(connection: Connection, tenant_id: str, idempotency: Idem
     return runs
 
 
-async def _runs_of_key_if_any(
-    connection: Connection, tenant_id: str, idempotency: IdempotencyKey
-) -> list[str] | None:
+async def _runs_of_key_if_any(connection: Connection, tenant_id: str, idempotency: IdempotencyKey) -> list[str] | None:
     row = await connection.fetchrow(
         f"""SELECT request_hash, resource FROM idempotency_keys
             WHERE tenant_id = $1 AND key = $2 AND created_at > clock_timestamp() - interval '{IDEMPOTENCY_TTL}'""",

@@ -17,6 +17,7 @@ from app.db.database import Connection
 from app.db.rows import (
     RUN_COLUMNS,
     TOOL_EXECUTIONS,
+    event_from_row,
     json_text,
     overrides_as_json,
     run_from_row,
@@ -28,6 +29,7 @@ from app.engine.errors import RunError
 from app.engine.events import Event, EventType, ResumeReason, StoredEvent, encode
 from app.engine.limits import Limits
 from app.engine.records import RunRecord, Stopped
+from app.engine.recover import partial_text
 from app.engine.state import RunState
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunConflict, RunNotFound
@@ -57,9 +59,7 @@ async def lock(connection: Connection, run_id: str) -> LockedRun:
     if thread_key is None:
         raise RunNotFound(run_id)
     await connection.execute("SELECT 1 FROM threads WHERE thread_key = $1 FOR NO KEY UPDATE", thread_key)
-    row = await connection.fetchrow(
-        f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = $1 FOR NO KEY UPDATE", key
-    )
+    row = await connection.fetchrow(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = $1 FOR NO KEY UPDATE", key)
     if row is None:
         raise RunNotFound(run_id)
     waits = row["status"] == RunStatus.QUEUED and not row["holds_thread"] and row["ordinal"] is not None
@@ -114,11 +114,9 @@ async def pause(connection: Connection, locked: LockedRun) -> Stopped:
     run = locked.run
     match run.status:
         case RunStatus.PAUSED:
-            return Stopped(run, changed=False)
+            return Stopped(await reread(connection, run.run_id), changed=False)
         case RunStatus.RUNNING:
-            await connection.execute(
-                "UPDATE runs SET control = 'pause' WHERE run_id = $1", locked.row["run_id"]
-            )
+            await connection.execute("UPDATE runs SET control = 'pause' WHERE run_id = $1", locked.row["run_id"])
             return Stopped(await reread(connection, run.run_id), changed=not run.pause_requested)
         case RunStatus.QUEUED | RunStatus.WAITING:
             at = await connection.fetchval(
@@ -155,11 +153,9 @@ async def resume(connection: Connection, locked: LockedRun, limits: Limits | Non
         case RunStatus.PAUSED:
             await _queue_again(connection, locked, limits, ResumeReason.PAUSE)
         case RunStatus.FAILED | RunStatus.INTERRUPTED:
-            await _refuse_overtaken(connection, run)
+            await _refuse_overtaken(connection, locked)
             failed = run.status is RunStatus.FAILED
-            await _queue_again(
-                connection, locked, limits, ResumeReason.FAILURE if failed else ResumeReason.INTERRUPT
-            )
+            await _queue_again(connection, locked, limits, ResumeReason.FAILURE if failed else ResumeReason.INTERRUPT)
     return Stopped(await reread(connection, run.run_id), changed=True)
 
 
@@ -195,14 +191,15 @@ async def reread(connection: Connection, run_id: str) -> RunRecord:
 
 
 async def _committed_text(connection: Connection, run_id: str) -> str:
-    """The text of the open step that readers have seen and that is not void: what came after the checkpoint before it."""
+    """The text of the open step that readers have seen and that is not void: it is behind the step's checkpoint."""
     rows = await connection.fetch(
-        """SELECT body FROM run_events WHERE run_id = $1::uuid AND type = 'text_delta' AND seq >
+        """SELECT seq, type, created_at, body FROM run_events
+           WHERE run_id = $1::uuid AND type IN ('text_delta', 'run_resumed', 'warning') AND seq >
                (SELECT COALESCE(max(seq), 0) FROM checkpoints WHERE run_id = $1::uuid AND phase = 'call_model')
            ORDER BY seq""",
         run_id,
     )
-    return "".join(orjson.loads(row["body"])["data"]["delta"] for row in rows)
+    return partial_text([event_from_row(row) for row in rows])
 
 
 async def _answered_by(connection: Connection, run_id: str) -> dict[str, str | None]:
@@ -241,29 +238,31 @@ async def _leave_thread(connection: Connection, locked: LockedRun, *, promote: b
 
 
 async def _leave_line(connection: Connection, locked: LockedRun) -> None:
-    await connection.execute(
-        "UPDATE threads SET queued = queued - 1 WHERE thread_key = $1", locked.row["thread_key"]
-    )
+    await connection.execute("UPDATE threads SET queued = queued - 1 WHERE thread_key = $1", locked.row["thread_key"])
 
 
-async def _refuse_overtaken(connection: Connection, run: RunRecord) -> None:
+async def _refuse_overtaken(connection: Connection, locked: LockedRun) -> None:
+    """A run that has begun does not go on behind another one's back: not after it has written, nor while it may."""
+    run = locked.run
+    began_at = await connection.fetchval("SELECT max(message_seq) FROM checkpoints WHERE run_id = $1::uuid", run.run_id)
+    if began_at is None:
+        return
     later = await connection.fetchval(
-        """SELECT run_id FROM messages
-           WHERE thread_key = $1::uuid AND NOT voided AND run_id <> $2::uuid AND seq >
-               (SELECT COALESCE(max(message_seq), 0) FROM checkpoints WHERE run_id = $2::uuid)
+        """SELECT holder_run_id FROM threads WHERE thread_key = $1::uuid AND holder_run_id IS NOT NULL
+           UNION ALL
+           (SELECT run_id FROM messages
+            WHERE thread_key = $1::uuid AND NOT voided AND run_id <> $2::uuid AND seq > $3 LIMIT 1)
            LIMIT 1""",
         run.thread_key,
         run.run_id,
+        began_at,
     )
     if later is not None:
-        raise RunConflict(
-            f"run {later} has written to the thread since; fork this run to go on from it", run.status
-        )
+        message = f"run {later} has the thread, or has written to it since; fork this run to go on from it"
+        raise RunConflict(message, run.status)
 
 
-async def _queue_again(
-    connection: Connection, locked: LockedRun, limits: Limits | None, reason: ResumeReason
-) -> None:
+async def _queue_again(connection: Connection, locked: LockedRun, limits: Limits | None, reason: ResumeReason) -> None:
     """Queued, as the thread's holder if the slot is free and else in line at the run's own place."""
     run, thread_key = locked.run, locked.row["thread_key"]
     holds = locked.holds_thread

@@ -97,9 +97,7 @@ class AgentDefinition(AgentSettings):
 
     def content_hash(self) -> str:
         """SHA-256 over the definition's canonical JSON; equal content has an equal hash on every replica."""
-        return hashlib.sha256(
-            orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
-        ).hexdigest()
+        return hashlib.sha256(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 class AgentOverrides(_Data):
@@ -121,9 +119,7 @@ class AgentOverrides(_Data):
         if limits is None:
             return self
         earlier = {} if self.resume_limits is None else self.resume_limits.model_dump(exclude_none=True)
-        return self.model_copy(
-            update={"resume_limits": Limits(**earlier | limits.model_dump(exclude_none=True))}
-        )
+        return self.model_copy(update={"resume_limits": Limits(**earlier | limits.model_dump(exclude_none=True))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,9 +107,7 @@ def opening(
             new = [call for call in calls if not call.started]
             if not new:
                 return (), ()
-            return _batch_opening(step, new), tuple(
-                ToolRecord(step, replace(call, started=True)) for call in new
-            )
+            return _batch_opening(step, new), tuple(ToolRecord(step, replace(call, started=True)) for call in new)
         case Finish(outcome):
             return (closing_event(state, outcome.status, outcome.final_text, outcome.error),), ()
         case _:
@@ -135,9 +133,7 @@ def closing_event(state: RunState, status: RunStatus, final_text: str, error: Ru
     """The terminal event that agrees with a terminal status."""
     if status in (RunStatus.COMPLETED, RunStatus.DEGRADED):
         data = {"state": status, "final_text": final_text, "usage": state.usage.as_dict()}
-        return Event(
-            EventType.RUN_COMPLETED, state.step, data, status, None if error is None else error.message
-        )
+        return Event(EventType.RUN_COMPLETED, state.step, data, status, None if error is None else error.message)
     kind = {
         RunStatus.FAILED: EventType.RUN_FAILED,
         RunStatus.INTERRUPTED: EventType.RUN_INTERRUPTED,
@@ -170,9 +166,7 @@ def _batch_opening(step: int, calls: Sequence[OpenCall]) -> tuple[Event, ...]:
     )
 
 
-def _model_responded(
-    state: RunState, outcome: ModelResponded, tools: ToolPort, used_ids: Set[str]
-) -> Transition:
+def _model_responded(state: RunState, outcome: ModelResponded, tools: ToolPort, used_ids: Set[str]) -> Transition:
     response = outcome.response
     usage = state.usage + response.usage
     cost = add_cost(state.cost_usd, response.cost_usd)
@@ -191,9 +185,7 @@ def _model_responded(
     open_calls = tuple(OpenCall(i, call, _effect(tools, call.name)) for i, call in enumerate(calls))
     state = replace(state, phase=Phase.EXECUTE_TOOLS, calls=open_calls)
     message = Message(Role.ASSISTANT, response.text, calls)
-    return Transition(
-        state, tuple(events), (message,), tuple(ToolRecord(state.step, call) for call in open_calls)
-    )
+    return Transition(state, tuple(events), (message,), tuple(ToolRecord(state.step, call) for call in open_calls))
 
 
 def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...]) -> Transition:
@@ -246,9 +238,7 @@ def _tools_finished(
     if state.open_calls():
         return Transition(state, events, records=records)
     messages = tuple(
-        Message(Role.TOOL, call.result.content, tool_call_id=call.call.id)
-        for call in calls
-        if call.result is not None
+        Message(Role.TOOL, call.result.content, tool_call_id=call.call.id) for call in calls if call.result is not None
     )
     return Transition(_closed_step(state, agent), events, messages, records)
 
@@ -306,13 +296,9 @@ def _warnings(step: int, response: ModelResponse) -> list[Event]:
     if response.finish_reason is FinishReason.CONTENT_FILTER:
         found.append((WarningCode.CONTENT_FILTERED, "the provider filtered the model's answer"))
     if response.usage_estimated:
-        found.append(
-            (WarningCode.USAGE_ESTIMATED, "the provider reported no usage; token counts are estimated")
-        )
+        found.append((WarningCode.USAGE_ESTIMATED, "the provider reported no usage; token counts are estimated"))
     if response.cost_usd is None:
-        found.append(
-            (WarningCode.PRICE_UNKNOWN, f"no price is known for {response.model}; costs are null, not zero")
-        )
+        found.append((WarningCode.PRICE_UNKNOWN, f"no price is known for {response.model}; costs are null, not zero"))
     data = {"model": response.model, "provider": response.provider}
     return [Event(EventType.WARNING, step, {"code": code, **data}, message=text) for code, text in found]
 

@@ -101,6 +101,10 @@ class StoredEvent:
         stamp = self.created_at.isoformat(timespec="microseconds")[:-6]
         return f'{{"seq":{self.seq},"created_at":"{stamp}Z",{self.body[1:]}'.encode()
 
+    def as_dict(self) -> dict[str, Any]:
+        """The event's envelope as Python values."""
+        return orjson.loads(self.line())
+
 
 def encode(event: Event, run: RunIdentity) -> str:
     """The body of an event as JSON text.

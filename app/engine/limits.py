@@ -31,9 +31,7 @@ class Limits(BaseModel):
         le=31_536_000,
         description="Seconds of active time; queued, paused and waiting time is free.",
     )
-    max_total_tokens: int | None = Field(
-        default=None, ge=1, le=10**12, description="Input and output tokens together."
-    )
+    max_total_tokens: int | None = Field(default=None, ge=1, le=10**12, description="Input and output tokens together.")
     max_total_cost_usd: float | None = Field(default=None, gt=0, le=1e9, description="Cost in US dollars.")
 
 
@@ -69,6 +67,9 @@ class RunLimits:
             _least(self.max_total_tokens, stated.max_total_tokens),
             _least(self.max_total_cost_usd, stated.max_total_cost_usd),
         )
+
+
+SERVICE_LIMITS = RunLimits()
 
 
 _N = TypeVar("_N", int, float)
@@ -107,9 +108,7 @@ def breach_before_model_call(
         reserve_tokens: the most output tokens that the call may use, held back from the token budget beforehand.
     """
     if step > limits.max_steps:
-        return Breach(
-            LimitCode.MAX_STEPS, f"the run reached its limit of {limits.max_steps} steps (max_steps)"
-        )
+        return Breach(LimitCode.MAX_STEPS, f"the run reached its limit of {limits.max_steps} steps (max_steps)")
     if usage.llm_calls >= limits.max_llm_calls:
         return Breach(
             LimitCode.MAX_LLM_CALLS,
@@ -119,7 +118,8 @@ def breach_before_model_call(
     if tokens is not None and usage.total_tokens + reserve_tokens >= tokens + (1 if reserve_tokens else 0):
         return Breach(
             LimitCode.BUDGET_EXCEEDED,
-            f"the run has used {usage.total_tokens} of its {tokens} tokens (max_total_tokens) and cannot pay for another call",
+            f"the run has used {usage.total_tokens} of its {tokens} tokens (max_total_tokens) "
+            "and cannot pay for another call",
         )
     dollars = limits.max_total_cost_usd
     if dollars is not None and cost_usd is not None and cost_usd >= Decimal(str(dollars)):

@@ -51,8 +51,8 @@ def json_or_text(text: str) -> orjson.Fragment | str:
 class ToolCall:
     """One call that a model asked for.
 
-    `arguments` is the text exactly as the model wrote it, valid JSON or not: it is what the provider must be shown again,
-    and malformed JSON is an error for the model to read, never an empty object.
+    `arguments` is the text exactly as the model wrote it, valid JSON or not: it is what the provider must be shown
+    again, and malformed JSON is an error for the model to read, never an empty object.
     """
 
     id: str
@@ -77,9 +77,7 @@ class Message:
         """The part that is stored as JSON beside the role; `from_body` is its inverse."""
         body: dict[str, Any] = {"content": self.content}
         if self.tool_calls:
-            body["tool_calls"] = [
-                {"id": c.id, "name": c.name, "arguments": c.arguments} for c in self.tool_calls
-            ]
+            body["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in self.tool_calls]
         if self.tool_call_id is not None:
             body["tool_call_id"] = self.tool_call_id
         return body
@@ -89,9 +87,7 @@ class Message:
         return cls(
             role=Role(role),
             content=body["content"],
-            tool_calls=tuple(
-                ToolCall(c["id"], c["name"], c["arguments"]) for c in body.get("tool_calls", ())
-            ),
+            tool_calls=tuple(ToolCall(c["id"], c["name"], c["arguments"]) for c in body.get("tool_calls", ())),
             tool_call_id=body.get("tool_call_id"),
         )
 

@@ -52,9 +52,7 @@ def close_dangling_calls(messages: Sequence[Message]) -> list[Message]:
     """
     backwards: list[Message] = []
     results: dict[str | None, Message] = {}
-    for message in reversed(
-        messages
-    ):  # so that a result meets the nearest call before it, should an id come twice
+    for message in reversed(messages):  # so that a result meets the nearest call before it, should an id come twice
         if message.role is Role.TOOL:
             results[message.tool_call_id] = message
             continue

@@ -72,7 +72,7 @@ class NewRun:
     input: tuple[Message, ...]
     tenant_id: str = ""
     agent_check: str | None = None
-    overrides: AgentOverrides = AgentOverrides()
+    overrides: AgentOverrides = field(default_factory=AgentOverrides)
     context: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
     user_id: str | None = None
@@ -180,7 +180,7 @@ class Write:
     messages: tuple[Message, ...] = ()
     records: tuple[ToolRecord, ...] = ()
     checkpoint: Checkpoint | None = None
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal | None = None
     elapsed_s: float = 0.0
     message_seq: int = 0

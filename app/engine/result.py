@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 from app.engine.records import RunRecord, ToolExecution
+from app.engine.status import RunStatus
 
 
 def timestamp(moment: datetime) -> str:
@@ -76,3 +78,56 @@ def _tool_execution(execution: ToolExecution, run: RunRecord) -> dict[str, Any]:
         "agent_depth": run.identity.agent_depth,
         "agent_path": run.identity.agent_path,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ToolExecutionRecord:
+    """One tool call of a run. `output` is the tool's value as JSON, `latency_ms` in milliseconds."""
+
+    tool_name: str
+    tool_call_id: str
+    success: bool
+    output: Any
+    error: str | None
+    latency_ms: float | None
+    agent_name: str
+    agent_depth: int
+    agent_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentResult:
+    """How a run ended, for Python callers; the fields are those of the HTTP API's `result`.
+
+    Args:
+        final_text: of a cancelled or interrupted run the text of its open step, of a failed one the error message.
+        state: completed, degraded, failed, cancelled or interrupted.
+        usage_aggregate: llm_calls, input_tokens, output_tokens, total_tokens, cached_input_tokens, reasoning_tokens.
+        total_cost_usd: US dollars; None where a price is unknown.
+        state_snapshot: step, llm_calls, tool_calls, attempts, started_at, elapsed_s, replayed_effects.
+        error: code, message, retryable; None unless failed, degraded or interrupted.
+    """
+
+    final_text: str
+    state: RunStatus
+    run_id: str
+    thread_id: str
+    tool_executions: tuple[ToolExecutionRecord, ...]
+    subagent_executions: tuple[Any, ...]
+    usage_aggregate: dict[str, int]
+    total_cost_usd: float | None
+    final_structured: Any
+    requested_model: str
+    model: str | None
+    provider: str | None
+    state_snapshot: dict[str, Any]
+    error: dict[str, Any] | None
+
+
+def result_of(run: RunRecord) -> AgentResult:
+    """The AgentResult of a run that is over, with its tool executions."""
+    fields: dict[str, Any] = orjson.loads(orjson.dumps(agent_result(run)))
+    fields["state"] = RunStatus(fields["state"])
+    fields["tool_executions"] = tuple(ToolExecutionRecord(**each) for each in fields["tool_executions"])
+    fields["subagent_executions"] = ()
+    return AgentResult(**fields)

@@ -9,13 +9,22 @@ from app.engine.limits import Limits, RunLimits
 from app.engine.messages import Role, ThreadMessage
 from app.engine.records import Loaded
 from app.engine.state import RunState, restore
+from app.engine.store_errors import DamagedCheckpoint
 
 
 def state_of(loaded: Loaded) -> RunState:
-    """The state of a run as its rows tell it; a new run's if it never started."""
+    """The state of a run as its rows tell it; a new run's if it never started.
+
+    Raises:
+        DamagedCheckpoint: the checkpoint lacks what every checkpoint has.
+    """
     if loaded.checkpoint is None:
         return RunState()
-    return restore(loaded.checkpoint, loaded.calls, best_text(loaded.messages, loaded.run.run_id))
+    run_id = loaded.run.run_id
+    try:
+        return restore(loaded.checkpoint, loaded.calls, best_text(loaded.messages, run_id))
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise DamagedCheckpoint(run_id) from error
 
 
 def best_text(messages: tuple[ThreadMessage, ...], run_id: str) -> str:

@@ -58,7 +58,7 @@ class RunState:
     step: int = 1
     phase: Phase = Phase.CALL_MODEL
     calls: tuple[OpenCall, ...] = ()
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal | None = Decimal(0)
     tool_calls: int = 0
     best_text: str = ""

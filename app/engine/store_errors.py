@@ -11,6 +11,7 @@ class StoreError(Exception):
     StoreError
     ├── StoreUnavailable     the database cannot be reached or did not answer in time
     ├── RunNotFound
+    ├── DamagedCheckpoint    the last checkpoint of a run cannot be understood
     ├── RunConflict          the run's status does not allow the request
     ├── LimitReached         a resume that would breach a limit at once
     ├── ThreadBusy           the thread has a holder
@@ -34,6 +35,11 @@ class RunConflict(StoreError):
     def __init__(self, message: str, current_status: RunStatus) -> None:
         super().__init__(message)
         self.current_status = current_status
+
+
+class DamagedCheckpoint(StoreError):
+    def __init__(self, run_id: str) -> None:
+        super().__init__(f"the last checkpoint of run {run_id} is damaged; the run cannot go on from it")
 
 
 class LimitReached(StoreError):

@@ -34,7 +34,8 @@ class ToolInvocation:
     Args:
         arguments: the model's text, not yet parsed.
         idempotency_key: stable over attempts of this very call, unique over all calls.
-        deadline_s: the most seconds that the call may take, besides the tool's own timeout.
+        allowed_tools: the tools that the agent named; no other is run.
+        output_max_chars: the bound of what the model reads.
     """
 
     run_id: str

@@ -103,9 +103,7 @@ class PostgresBus(MemoryBus):
         try:
             await connection.add_listener(CHANNEL, self._heard)
             self._poke_all()  # what was said while nobody listened
-            self._outbox.setdefault(QUEUED, set()).add(
-                ""
-            )  # whoever thinks that it is alone hears of this replica
+            self._outbox.setdefault(QUEUED, set()).add("")  # whoever thinks that it is alone hears of this replica
             self._filled.set()
             next_watch = time.monotonic() + WATCH_EVERY_S
             while not closed.is_set():

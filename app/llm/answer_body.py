@@ -9,7 +9,6 @@ import aiohttp
 from app.llm.sse import SseOverflow, SseParser
 
 _MAX_BODY_BYTES = 16 * 1024 * 1024
-_END_GRACE_S = 0.25
 _DONE = b"[DONE]"
 
 
@@ -28,12 +27,17 @@ class BodyError(Exception):
 
 
 class AnswerBody:
-    """Reads one body: `read` until it gives None."""
+    """Reads one body: `read` until it gives None.
 
-    __slots__ = ("_ended", "_parser", "_response")
+    Args:
+        end_grace_s: seconds that the body may take to end after [DONE], so that its connection can serve again.
+    """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    __slots__ = ("_end_grace_s", "_ended", "_parser", "_response")
+
+    def __init__(self, response: aiohttp.ClientResponse, end_grace_s: float) -> None:
         self._response = response
+        self._end_grace_s = end_grace_s
         self._parser: SseParser | None = None
         self._ended = False
 
@@ -83,11 +87,10 @@ class AnswerBody:
         return b"".join(pieces)
 
     async def _drain(self) -> None:
-        """After [DONE]: let the body end, so that its connection can serve again; not for long."""
         if self._response.content.at_eof():
             return
         try:
-            async with asyncio.timeout(_END_GRACE_S):
+            async with asyncio.timeout(self._end_grace_s):
                 while await self._response.content.readany():
                     pass
         except (TimeoutError, aiohttp.ClientError, OSError):

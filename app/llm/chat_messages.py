@@ -1,4 +1,4 @@
-"""Messages and tools in the form of OpenAI's chat completions, which most providers read.
+"""Requests, messages and tools in the form of OpenAI's chat completions, which most providers read.
 
 https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -11,6 +11,7 @@ from typing import Any, cast
 import orjson
 
 from app.engine.messages import Message, Role
+from app.engine.model import ModelRequest
 from app.engine.tools import ToolSpec
 
 
@@ -37,7 +38,7 @@ def chat_tool(tool: ToolSpec) -> dict[str, Any]:
     }
 
 
-def plain_mapping(value: object) -> object:
+def _plain_mapping(value: object) -> object:
     """`default` of orjson for schemas that are kept in read-only mappings."""
     if isinstance(value, Mapping):
         return dict(cast("Mapping[str, Any]", value))
@@ -62,9 +63,31 @@ class ToolsJson:
         kept = self._kept.get(id(tools))
         if kept is not None and kept[0] is tools:
             return kept[1]
-        text = orjson.Fragment(orjson.dumps([chat_tool(tool) for tool in tools], default=plain_mapping))
+        text = orjson.Fragment(orjson.dumps([chat_tool(tool) for tool in tools], default=_plain_mapping))
         if isinstance(tools, tuple):
             if len(self._kept) >= self._max_entries:
                 del self._kept[next(iter(self._kept))]
             self._kept[id(tools)] = (tools, text)
         return text
+
+
+def chat_request(request: ModelRequest, model: str, tools: ToolsJson, *, for_openai: bool) -> bytes:
+    """The body of a streamed request.
+
+    Args:
+        model: the name as the server knows it.
+        for_openai: the server is OpenAI's own: its reasoning models refuse max_tokens under that name, while many
+            other servers know no other.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [chat_message(message) for message in request.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **request.settings,
+    }
+    if request.tools:
+        body["tools"] = tools.of(request.tools)
+    if for_openai and "max_tokens" in body:
+        body["max_completion_tokens"] = body.pop("max_tokens")
+    return orjson.dumps(body, default=_plain_mapping)

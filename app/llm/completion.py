@@ -47,9 +47,7 @@ class Completion:
         secret: a text that error messages must not repeat.
     """
 
-    def __init__(
-        self, request: ModelRequest, *, provider: str, model: str, secret: str | None = None
-    ) -> None:
+    def __init__(self, request: ModelRequest, *, provider: str, model: str, secret: str | None = None) -> None:
         self._request = request
         self._provider = provider
         self._model = model

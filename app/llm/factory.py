@@ -55,9 +55,7 @@ def build_model_client(
     """
     router = ModelRouter(
         {
-            "openai": OpenAICompatibleClient(
-                config.openai_base_url or OPENAI_BASE_URL, config.openai_api_key or None
-            ),
+            "openai": OpenAICompatibleClient(config.openai_base_url or OPENAI_BASE_URL, config.openai_api_key or None),
             "scripted": ScriptFiles(config.scripts_dir, sleep=sleep),
             "demo": DemoClient(word_delay_s=config.demo_word_delay_s, sleep=sleep),
         },

@@ -54,9 +54,7 @@ class LiteLLMClient:
         if self._litellm is not None:
             await self._litellm.close_litellm_async_clients()
 
-    async def _open(
-        self, litellm: LiteLLM, request: ModelRequest, provider: str
-    ) -> AsyncIterator[LiteLLMChunk]:
+    async def _open(self, litellm: LiteLLM, request: ModelRequest, provider: str) -> AsyncIterator[LiteLLMChunk]:
         arguments: dict[str, Any] = {
             "model": request.model,
             "messages": [chat_message(message) for message in request.messages],
@@ -87,9 +85,7 @@ class LiteLLMClient:
 def _not_nothing(response: ModelResponse) -> ModelResponse:
     """Of a body in which it could read nothing at all, litellm makes an empty answer without usage."""
     if response.usage_estimated and not response.text and not response.tool_calls:
-        raise ModelError(
-            ModelErrorCode.INVALID_RESPONSE, f"{response.provider}: an answer with nothing in it"
-        )
+        raise ModelError(ModelErrorCode.INVALID_RESPONSE, f"{response.provider}: an answer with nothing in it")
     return response
 
 

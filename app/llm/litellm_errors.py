@@ -28,9 +28,7 @@ _NAMED: Mapping[str, ModelErrorCode] = {
 }
 
 # What litellm puts before the provider's own words: "litellm.RateLimitError: RateLimitError: XException - ".
-_WRAPPING = re.compile(
-    r"^(litellm\.)?\w+(Error|Exception|Timeout)?: .*?Exception - |^litellm\.\w+: ", re.DOTALL
-)
+_WRAPPING = re.compile(r"^(litellm\.)?\w+(Error|Exception|Timeout)?: .*?Exception - |^litellm\.\w+: ", re.DOTALL)
 
 
 def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelError:

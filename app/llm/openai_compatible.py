@@ -6,7 +6,6 @@ https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -16,7 +15,7 @@ from yarl import URL
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.model import ModelEvent, ModelRequest
 from app.llm.answer_body import AnswerBody, BodyError
-from app.llm.chat_messages import ToolsJson, chat_message, plain_mapping
+from app.llm.chat_messages import ToolsJson, chat_request
 from app.llm.completion import Completion
 from app.llm.json_values import one_line
 from app.llm.provider_errors import Clock, error_of_response, utc_now
@@ -32,30 +31,38 @@ class OpenAICompatibleClient:
         api_key: sent as a bearer token; None for servers that want none.
         provider: the prefix of the model names that this client answers, and the provider in its responses.
         now: the clock that a Retry-After date is held against; timezone-aware.
+        end_grace_s: seconds that a server may take to end a body after it has sent all of the answer; a connection
+            that is not free by then is closed.
     """
 
     def __init__(
-        self, base_url: str, api_key: str | None = None, *, provider: str = "openai", now: Clock = utc_now
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        provider: str = "openai",
+        now: Clock = utc_now,
+        end_grace_s: float = 0.25,
     ) -> None:
         self._url = URL(base_url.rstrip("/") + "/chat/completions")
         self._api_key = api_key
         self._provider = provider
         self._now = now
+        self._end_grace_s = end_grace_s
         self._proxy = _proxy_for(self._url)
         self._tools = ToolsJson()
         self._session: aiohttp.ClientSession | None = None
-        # OpenAI's reasoning models refuse max_tokens; many other servers know nothing but max_tokens.
-        self._renames_max_tokens = self._url.host == "api.openai.com"
+        self._for_openai = self._url.host == "api.openai.com"
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
         """See `ModelClient.stream`."""
         model = request.model.removeprefix(self._provider + "/")
         completion = Completion(request, provider=self._provider, model=model, secret=self._api_key)
-        response = await self._post(self._request_body(request, model))
+        response = await self._post(chat_request(request, model, self._tools, for_openai=self._for_openai))
         try:
             if response.status != 200:
                 raise await self._error_of(response)
-            body = AnswerBody(response)
+            body = AnswerBody(response, self._end_grace_s)
             while (texts := await self._read(body, completion)) is not None:
                 for text in texts:
                     for event in completion.take(self._parsed(text)):
@@ -92,25 +99,9 @@ class OpenAICompatibleClient:
     async def _post(self, body: bytes) -> aiohttp.ClientResponse:
         try:
             # A redirected POST would become a GET, or carry the key elsewhere.
-            return await self._open_session().post(
-                self._url, data=body, allow_redirects=False, proxy=self._proxy
-            )
+            return await self._open_session().post(self._url, data=body, allow_redirects=False, proxy=self._proxy)
         except (aiohttp.ClientError, OSError) as error:
             raise self._connection_error("no answer", error) from error
-
-    def _request_body(self, request: ModelRequest, model: str) -> bytes:
-        body: dict[str, Any] = {
-            "model": model,
-            "messages": [chat_message(message) for message in request.messages],
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **request.settings,
-        }
-        if request.tools:
-            body["tools"] = self._tools.of(request.tools)
-        if self._renames_max_tokens and "max_tokens" in body:
-            body["max_completion_tokens"] = body.pop("max_tokens")
-        return orjson.dumps(body, default=plain_mapping)
 
     async def _read(self, body: AnswerBody, completion: Completion) -> list[bytes] | None:
         try:

@@ -91,9 +91,7 @@ class PriceTable:
         row = self._rows.get(name)
         # The table lists the models of the large providers without prefix, and Google's under names like
         # vertex_ai-language-models. Somebody else's model of the same name has another price.
-        if row is not None and (
-            row.provider == prefix or row.provider.startswith((prefix + "-", prefix + "_"))
-        ):
+        if row is not None and (row.provider == prefix or row.provider.startswith((prefix + "-", prefix + "_"))):
             return row
         return None
 

@@ -85,9 +85,7 @@ def error_in_stream(chunk: Mapping[str, Any], *, provider: str, secret: str | No
     code = class_of_status(status) if status is not None else _class_by_name(error)
     if code is None:
         code = ModelErrorCode.INVALID_RESPONSE
-    if code in (ModelErrorCode.INVALID_REQUEST, ModelErrorCode.INVALID_RESPONSE) and says_context_overflow(
-        said
-    ):
+    if code in (ModelErrorCode.INVALID_REQUEST, ModelErrorCode.INVALID_RESPONSE) and says_context_overflow(said):
         code = ModelErrorCode.CONTEXT_OVERFLOW
     return ModelError(code, _sentence(provider, "error in its answer", said, secret), status=status)
 

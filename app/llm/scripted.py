@@ -133,9 +133,7 @@ class ScriptedModel:
             yield TextDelta(word)
         if turn.error is not None:
             error = turn.error
-            raise ModelError(
-                error.code, error.message, status=error.status, retry_after_s=error.retry_after_s
-            )
+            raise ModelError(error.code, error.message, status=error.status, retry_after_s=error.retry_after_s)
         calls = tuple(_tool_call(call, fill) for call in turn.tool_calls)
         for index, call in enumerate(calls):
             yield ToolCallDelta(index, call.id, call.name, call.arguments)
@@ -161,9 +159,7 @@ class ScriptedModel:
 class ScriptFiles:
     """A `ModelClient` for `scripted/NAME`: answers from `<folder>/NAME.yaml`; an edited file is read anew."""
 
-    def __init__(
-        self, folder: Path | None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
+    def __init__(self, folder: Path | None, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         self._folder = folder
         self._sleep = sleep
         self._read: dict[Path, tuple[tuple[int, int], ScriptedModel]] = {}

@@ -17,9 +17,7 @@ def tokens_of(chars: int) -> int:
 
 def estimate_usage(request: ModelRequest, text: str, tool_calls: tuple[ToolCall, ...] = ()) -> Usage:
     """What one call that answered with `text` and `tool_calls` has probably used; images count as nothing."""
-    input_chars = sum(
-        len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in request.tools
-    )
+    input_chars = sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in request.tools)
     for message in request.messages:
         input_chars += len(message.text()) + sum(len(c.name) + len(c.arguments) for c in message.tool_calls)
     output_chars = len(text) + sum(len(call.name) + len(call.arguments) for call in tool_calls)

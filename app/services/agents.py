@@ -261,9 +261,7 @@ class AgentService:
             if self._tools.spec(name) is None:
                 raise UnknownTool(f"there is no tool {name!r}", (*loc, "tools", index))
 
-    async def _save(
-        self, session: AsyncSession, tenant_id: str, definition: AgentDefinition, source: str
-    ) -> PutAgent:
+    async def _save(self, session: AsyncSession, tenant_id: str, definition: AgentDefinition, source: str) -> PutAgent:
         agent = await agents.lock(session, tenant_id, definition.name, source)
         if source == _API and not agent.deleted:
             _refuse_file(definition.name, agent.source)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -125,28 +125,16 @@ class EventStreams:
         more = bool(items) and items[-1].seq < run.last_seq
         return EventPage(items, items[-1].seq if more else None)
 
-    async def _follow_run(
+    def _follow_run(
         self, run_id: str, after: int, wanted: Callable[[StoredEvent], bool]
     ) -> AsyncGenerator[StoredEvent]:
-        cursor = after
-        look_at_rows = True
-        with self._bus.subscribe(run_id) as reader:
-            reader.cursors[run_id] = cursor
-            while True:
-                if look_at_rows:
-                    events = await self._rows(run_id, cursor, ROWS_AT_ONCE)
-                    look_at_rows = len(events) == ROWS_AT_ONCE
-                else:
-                    events, look_at_rows = await _handed_over(reader, cursor)
-                closing = False
-                for event in events:
-                    cursor = event.seq
-                    closing = event.type in TERMINAL_TYPES
-                    if wanted(event):
-                        yield event
-                reader.cursors[run_id] = cursor
-                if (closing or not events) and not look_at_rows and await self._ended(run_id, cursor):
-                    return
+        async def rows(cursor: int) -> list[StoredEvent]:
+            return await self._rows(run_id, cursor, ROWS_AT_ONCE)
+
+        async def ended(cursor: int) -> bool:
+            return await self._ended(run_id, cursor)
+
+        return follow_run(self._bus, run_id, after, rows, ended, wanted)
 
     async def _ended(self, run_id: str, cursor: int) -> bool:
         """Whether the run is terminal now and all its events were given: a resumed run has earlier ends in its log."""
@@ -163,9 +151,7 @@ class EventStreams:
             while True:
                 reader.take()
                 async with self._database.connection() as connection:
-                    heads = await reading.thread_heads(
-                        connection, thread_key, place.ordinal, list(place.positions)
-                    )
+                    heads = await reading.thread_heads(connection, thread_key, place.ordinal, list(place.positions))
                 given = False
                 for head in heads:
                     reader.add(head.run_id)
@@ -197,6 +183,41 @@ class EventStreams:
     async def _head(self, run_id: str) -> reading.RunHead:
         async with self._database.connection() as connection:
             return await reading.run_head(connection, run_id)
+
+
+async def follow_run(
+    bus: MemoryBus,
+    run_id: str,
+    after: int,
+    rows: Callable[[int], Awaitable[list[StoredEvent]]],
+    ended: Callable[[int], Awaitable[bool]],
+    wanted: Callable[[StoredEvent], bool] = lambda _: True,
+) -> AsyncGenerator[StoredEvent]:
+    """The events of a run after a seq, each once and in order, until the run has ended.
+
+    Args:
+        rows: the next `ROWS_AT_ONCE` events behind a cursor, from the store.
+        ended: whether the run is terminal and has no event behind a cursor.
+    """
+    cursor = after
+    look_at_rows = True
+    with bus.subscribe(run_id) as reader:
+        reader.cursors[run_id] = cursor
+        while True:
+            if look_at_rows:
+                events = await rows(cursor)
+                look_at_rows = len(events) == ROWS_AT_ONCE
+            else:
+                events, look_at_rows = await _handed_over(reader, cursor)
+            closing = False
+            for event in events:
+                cursor = event.seq
+                closing = event.type in TERMINAL_TYPES
+                if wanted(event):
+                    yield event
+            reader.cursors[run_id] = cursor
+            if (closing or not events) and not look_at_rows and await ended(cursor):
+                return
 
 
 async def _handed_over(reader: Subscription, cursor: int) -> tuple[list[StoredEvent], bool]:

@@ -34,11 +34,7 @@ class Health:
             return f"the database does not answer: {error or 'no answer in time'}"
         if problem is not None:
             return problem
-        return (
-            None
-            if self._accepting()
-            else "this replica is shutting down or has lost its lease; it takes no work"
-        )
+        return None if self._accepting() else "this replica is shutting down or has lost its lease; it takes no work"
 
     def info(self) -> dict[str, Any]:
         return self._about

@@ -21,9 +21,7 @@ class Page(Generic[_Item, _Cursor]):
     next_cursor: _Cursor | None
 
 
-def page_of(
-    found: Sequence[_Item], limit: int, cursor_of: Callable[[_Item], _Cursor]
-) -> Page[_Item, _Cursor]:
+def page_of(found: Sequence[_Item], limit: int, cursor_of: Callable[[_Item], _Cursor]) -> Page[_Item, _Cursor]:
     """A page of the first `limit` of what was found when one more than that was asked for."""
     items = found[:limit]
     return Page(items, cursor_of(items[-1]) if len(found) > limit else None)

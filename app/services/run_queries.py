@@ -80,9 +80,7 @@ class RunQueries:
             found = await runs.checkpoints(session, key, after, limit + 1)
         return page_of([_record(row) for row in found], limit, lambda checkpoint: checkpoint.checkpoint_id)
 
-    async def get_checkpoint(
-        self, run_id: str, checkpoint_id: str, *, tenant_id: str = ""
-    ) -> CheckpointDetail:
+    async def get_checkpoint(self, run_id: str, checkpoint_id: str, *, tenant_id: str = "") -> CheckpointDetail:
         """One checkpoint, with the messages as of it.
 
         Raises:

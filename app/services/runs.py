@@ -16,10 +16,9 @@ from app.db.database import Database
 from app.db.run_store import PostgresRunStore
 from app.db.steering import delete_run
 from app.engine.agent import AgentDefinition, AgentOverrides, AgentVersion, resolve
-from app.engine.errors import RunError
 from app.engine.events import EventType
 from app.engine.first_write import first_write
-from app.engine.limits import Limits, RunLimits
+from app.engine.limits import SERVICE_LIMITS, RunLimits
 from app.engine.messages import Message
 from app.engine.ports import Executor
 from app.engine.records import (
@@ -29,7 +28,6 @@ from app.engine.records import (
     OnBusyThread,
     OnDisconnect,
     RunRecord,
-    Stopped,
 )
 from app.engine.status import RunStatus
 from app.engine.store_errors import AgentChanged, StoreUnavailable
@@ -37,12 +35,10 @@ from app.engine.tools import ToolPort
 from app.event_bus.memory import MemoryBus, Subscription
 from app.services.agents import AgentService, ResolvedRef
 from app.services.errors import TooManyRuns
+from app.services.run_control import RunControl
 
 AGENT_TRIES = 3
 COUNT_TTL_S = 1.0
-
-CANCELLED = RunError("cancelled", "cancelled by the caller")
-INTERRUPTED = RunError("interrupted", "interrupted by the caller", retryable=True)
 
 # What may end a wait; everything else is only progress.
 _CLOSING = frozenset(
@@ -71,7 +67,7 @@ class CreateRun:
     thread_id: str | None = None
     context: Mapping[str, Any] = field(default_factory=dict[str, Any])
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])
-    overrides: AgentOverrides = AgentOverrides()
+    overrides: AgentOverrides = field(default_factory=AgentOverrides)
     on_busy_thread: OnBusyThread = OnBusyThread.ENQUEUE
     on_disconnect: OnDisconnect = OnDisconnect.CONTINUE
     start_after: datetime | None = None
@@ -87,7 +83,7 @@ class CreatedMany:
     replayed: bool
 
 
-class RunService:
+class RunService(RunControl):
     """
     Args:
         backlog: whether queued runs are known to wait; a new one then joins them instead of passing them.
@@ -107,8 +103,9 @@ class RunService:
         *,
         backlog: Callable[[], bool],
         max_queued: int,
-        defaults: RunLimits = RunLimits(),
+        defaults: RunLimits = SERVICE_LIMITS,
     ) -> None:
+        super().__init__(store, bus)
         self._database = database
         self._store = store
         self._agents = agents
@@ -207,22 +204,6 @@ class RunService:
                 if not await _closing_event(reader, run_id, deadline):
                     return await self._store.get(run_id)
 
-    async def pause(self, run_id: str) -> RunRecord:
-        """Raises: RunNotFound, RunConflict."""
-        return self._stopped(await self._store.pause(run_id))
-
-    async def resume(self, run_id: str, limits: Limits | None) -> RunRecord:
-        """Raises: RunNotFound, RunConflict, LimitReached."""
-        return self._stopped(await self._store.resume(run_id, limits))
-
-    async def cancel(self, run_id: str) -> RunRecord:
-        """Raises: RunNotFound."""
-        return self._stopped(await self._store.stop(run_id, RunStatus.CANCELLED, CANCELLED))
-
-    async def interrupt(self, run_id: str) -> RunRecord:
-        """Raises: RunNotFound."""
-        return self._stopped(await self._store.stop(run_id, RunStatus.INTERRUPTED, INTERRUPTED))
-
     async def delete(self, run_id: str) -> None:
         """Remove a terminal run with its events, checkpoints and tool executions; its messages stay in the thread.
 
@@ -284,16 +265,6 @@ class RunService:
             self._bus.queued()
         self._bus.publish(run.thread_key, ())
 
-    def _stopped(self, stopped: Stopped) -> RunRecord:
-        """Tell readers, the owner and the claimers what a transition has left."""
-        run = stopped.run
-        if stopped.changed:
-            self._bus.publish(run.run_id, stopped.events)
-            self._bus.control(run.run_id, run.epoch)
-        if stopped.promoted is not None or run.status is RunStatus.QUEUED:
-            self._bus.queued()
-        return run
-
     async def _check_queue(self, count: int) -> None:
         """Raises TooManyRuns if the queue is full. The count is a second old at most, and exact where it refuses."""
         if time.monotonic() - self._counted_at > COUNT_TTL_S or self._queued + count > self._max_queued:
@@ -302,7 +273,7 @@ class RunService:
             self._counted_at = time.monotonic()
         if self._queued + count > self._max_queued:
             raise TooManyRuns(
-                f"{self._queued} runs are queued and at most {self._max_queued} may be (MAX_QUEUED_RUNS); try again later",
+                f"{self._queued} runs are queued and {self._max_queued} may be (MAX_QUEUED_RUNS); try again later",
                 retry_after_s=1,
             )
 

@@ -15,7 +15,7 @@ from app.db import models
 from app.db.database import Database
 from app.db.queries import idempotency, runs, threads
 from app.db.queries.runs import RunFilters
-from app.engine.messages import Content, Message, Role
+from app.engine.messages import Message
 from app.engine.records import IdempotencyKey, RunRecord
 from app.services.errors import Conflict, Invalid, NotFound
 from app.services.pages import Page, page_of, uuid_cursor
@@ -114,9 +114,7 @@ class ThreadService:
         page = page_of(found, limit, lambda thread: str(thread.thread_key))
         return Page([_record(thread) for thread in page.items], page.next_cursor)
 
-    async def update(
-        self, thread_id: str, metadata: Mapping[str, str | None], *, tenant_id: str = ""
-    ) -> ThreadRecord:
+    async def update(self, thread_id: str, metadata: Mapping[str, str | None], *, tenant_id: str = "") -> ThreadRecord:
         """Merge metadata into the thread's own, as RFC 7396 does: None takes a key away.
 
         Raises:
@@ -170,8 +168,7 @@ class ThreadService:
     async def append_message(
         self,
         thread_id: str,
-        role: Role,
-        content: Content,
+        message: Message,
         *,
         idempotency_key: IdempotencyKey | None = None,
         tenant_id: str = "",
@@ -185,12 +182,9 @@ class ThreadService:
             if made is not None:
                 earlier = await threads.message(session, UUID(made["thread_key"]), made["seq"])
                 if earlier is None:
-                    raise NotFound(
-                        f"the message that this key made was deleted with its thread {thread_id!r}"
-                    )
+                    raise NotFound(f"the message that this key made was deleted with its thread {thread_id!r}")
                 return MessageAppended(message_record(earlier), replayed=True)
-            body = Message(role, content).body()
-            appended = await threads.append(session, uuid7(), tenant_id, thread_id, role.value, body)
+            appended = await threads.append(session, uuid7(), tenant_id, thread_id, message.role.value, message.body())
             place = {"thread_key": str(appended.thread_key), "seq": appended.seq}
             await _remember(session, tenant_id, idempotency_key, place)
             return MessageAppended(message_record(appended))
@@ -250,9 +244,7 @@ def message_record(row: models.Message) -> MessageRecord:
     )
 
 
-async def _made_before(
-    session: AsyncSession, tenant_id: str, key: IdempotencyKey | None
-) -> dict[str, Any] | None:
+async def _made_before(session: AsyncSession, tenant_id: str, key: IdempotencyKey | None) -> dict[str, Any] | None:
     return None if key is None else await idempotency.take(session, tenant_id, key)
 
 

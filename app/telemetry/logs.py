@@ -78,3 +78,11 @@ def _drop_color_message(_logger: Any, _method: str, event: structlog.typing.Even
     """uvicorn sends each line a second time with terminal colours in it."""
     event.pop("color_message", None)
     return event
+
+
+# A program that only uses the Python surface configures nothing: it hears of trouble, on stderr, and of nothing else.
+if not structlog.is_configured():
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -110,7 +110,8 @@ class ToolExecutor:
             raise CallTimeoutError(f"timed out after {tool.timeout_s:g} s")
         if task.cancelled():
             return Raised(asyncio.CancelledError("the handler cancelled itself"))
-        return task.result()
+        error = task.exception()
+        return task.result() if error is None else Raised(error)
 
     async def _captured(self, handler: Awaitable[Any], invocation: ToolInvocation) -> Output | Raised:
         try:

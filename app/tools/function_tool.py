@@ -87,6 +87,9 @@ def tool(
 ) -> Any:
     """Make a tool of a sync or async function, as `@tool` or `@tool(...)`.
 
+    A sync function runs in a thread. An async one runs on the event loop, beside every other run of the replica: it
+    must not block, and no timeout can interrupt it while it does.
+
     Args:
         name: what the model calls it; the function's name by default.
         description: what the model reads about it; the docstring's first paragraph by default.

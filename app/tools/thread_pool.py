@@ -44,17 +44,15 @@ class ThreadPool:
         job = _Job(call)
         self._submit(job)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await job.result
-        except TimeoutError:
-            if self._withdraw(job):
-                raise NoFreeThreadError(
-                    f"not started: all {self._max_threads} tool threads were busy for {timeout_s:g} s"
-                ) from None
-            raise CallTimeoutError(f"timed out after {timeout_s:g} s") from None
+            done, _ = await asyncio.wait((job.result,), timeout=timeout_s)
         except asyncio.CancelledError:
             self._withdraw(job)
             raise
+        if done:
+            return job.result.result()
+        if self._withdraw(job):
+            raise NoFreeThreadError(f"not started: all {self._max_threads} tool threads were busy for {timeout_s:g} s")
+        raise CallTimeoutError(f"timed out after {timeout_s:g} s")
 
     def close(self) -> None:
         """End the idle threads and refuse new calls; threads that are busy end with their calls."""
@@ -70,8 +68,18 @@ class ThreadPool:
             if self._idle >= len(self._waiting):
                 self._changed.notify()
             elif self._threads < self._max_threads:
-                threading.Thread(target=self._work, name=f"tool-{self._threads}", daemon=True).start()
-                self._threads += 1
+                self._start_thread(job)
+
+    def _start_thread(self, job: _Job) -> None:
+        try:
+            threading.Thread(target=self._work, name=f"tool-{self._threads}", daemon=True).start()
+        except RuntimeError:
+            # The system gives no more threads. The job can wait for one of ours, if there is any.
+            if not self._threads:
+                del self._waiting[job]
+                raise
+        else:
+            self._threads += 1
 
     def _withdraw(self, job: _Job) -> bool:
         """Whether the job was still waiting; it will not be started then."""

@@ -101,10 +101,7 @@ class RunDriver:
         self._state = start.state
         self._messages: list[Message] = [entry.message for entry in start.messages]
         self._used_ids = {
-            call.id
-            for entry in start.messages
-            if entry.run_id == self._run.run_id
-            for call in entry.message.tool_calls
+            call.id for entry in start.messages if entry.run_id == self._run.run_id for call in entry.message.tool_calls
         }
         self._message_seq = start.message_seq
         self._last_seq = start.run.last_event_seq
@@ -136,7 +133,7 @@ class RunDriver:
             self._ports.deltas.forget(self._deltas)
 
     def stop_at_next_commit(self) -> None:
-        """Release the run when it next stands before a model call: tools that are under way are not abandoned for it."""
+        """Release the run when it next stands before a model call; no tool under way is abandoned for it."""
         self._stopping = True
 
     async def give_up(self, error: RunError) -> None:

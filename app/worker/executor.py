@@ -10,13 +10,13 @@ from app.engine.agent import AgentVersion, resolve
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType, ResumeReason
 from app.engine.first_write import run_started
-from app.engine.limits import RunLimits
+from app.engine.limits import SERVICE_LIMITS, RunLimits
 from app.engine.messages import ThreadMessage
 from app.engine.records import Claim, Loaded, RunRecord
 from app.engine.resume import state_of
 from app.engine.state import RunState
 from app.engine.status import RunStatus
-from app.engine.store_errors import StoreError
+from app.engine.store_errors import DamagedCheckpoint, StoreError
 from app.telemetry.logs import get_logger
 from app.worker.driver import DriverPorts, LostRun, RunDriver, Start
 
@@ -42,9 +42,7 @@ class LocalExecutor:
         on_idle_slot: called when a run has ended, so that another can be claimed.
     """
 
-    def __init__(
-        self, ports: DriverPorts, owner: str, *, max_runs: int, defaults: RunLimits = RunLimits()
-    ) -> None:
+    def __init__(self, ports: DriverPorts, owner: str, *, max_runs: int, defaults: RunLimits = SERVICE_LIMITS) -> None:
         self._ports = ports
         self._owner = owner
         self._max_runs = max_runs
@@ -94,7 +92,7 @@ class LocalExecutor:
         self._spawn(claim, None)
 
     def signal(self, run_id: str, epoch: int) -> None:
-        """The store has moved the run on to `epoch`: an attempt of an earlier one stops at once and writes nothing more."""
+        """The store has moved the run on to `epoch`: an earlier attempt stops at once and writes nothing more."""
         entry = self._tasks.get(run_id)
         if entry is not None and entry.task is not None and entry.claim.fence.epoch < epoch:
             entry.task.cancel()
@@ -105,7 +103,7 @@ class LocalExecutor:
             self.signal(run_id, epoch + 1)
 
     async def drain(self, grace_s: float) -> None:
-        """Take no more runs; let each go to its next commit, or as far as it comes in `grace_s` seconds, and release it."""
+        """Take no more runs; release each at its next commit, or as far as it comes in `grace_s` seconds."""
         self.accepting = False
         for entry in self._tasks.values():
             entry.releasing = True
@@ -149,6 +147,10 @@ class LocalExecutor:
             await self._drive(entry, driver)
         except LostRun:
             log.info("run_lost", run_id=run_id, attempt=entry.claim.attempt)
+        except DamagedCheckpoint as error:
+            log.error("run_damaged", run_id=run_id, error=str(error))
+            stopped = await self._ports.store.stop(run_id, RunStatus.FAILED, RunError("damaged_checkpoint", str(error)))
+            self._ports.bus.publish(run_id, stopped.events)
         except StoreError as error:
             log.warning("run_dropped", run_id=run_id, error=str(error))
 
@@ -166,9 +168,7 @@ class LocalExecutor:
             raise
         except Exception as error:
             log.exception("run_crashed", run_id=run_id)
-            reason = RunError(
-                "internal", f"the service failed while it ran this run ({type(error).__name__})"
-            )
+            reason = RunError("internal", f"the service failed while it ran this run ({type(error).__name__})")
             await driver.give_up(reason)
 
     def _resumed(self, claim: Claim, loaded: Loaded) -> Start:

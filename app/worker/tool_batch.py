@@ -35,9 +35,7 @@ class ToolBatch:
             if call.index not in under_way:
                 self._tasks[asyncio.create_task(self._run(call), name=f"tool-{call.call.name}")] = call.index
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        return tuple(
-            sorted(((self._tasks.pop(task), task.result()) for task in done), key=lambda ended: ended[0])
-        )
+        return tuple(sorted(((self._tasks.pop(task), task.result()) for task in done), key=lambda ended: ended[0]))
 
     def cancel(self) -> None:
         """Cancel what is still under way. Tools that do not listen are left behind; none of their results counts."""

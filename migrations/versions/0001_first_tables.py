@@ -243,9 +243,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("parent_run_id IS NOT NULL"),
     )
-    op.create_index(
-        "ix_runs_running", "runs", ["owner"], unique=False, postgresql_where=sa.text("status = 'running'")
-    )
+    op.create_index("ix_runs_running", "runs", ["owner"], unique=False, postgresql_where=sa.text("status = 'running'"))
     op.create_index(
         "ix_runs_scheduled",
         "runs",
@@ -254,9 +252,7 @@ def upgrade() -> None:
         postgresql_where=sa.text("status = 'queued' AND ordinal IS NULL"),
     )
     op.create_index("ix_runs_thread_key_ordinal", "runs", ["thread_key", "ordinal"], unique=False)
-    op.create_index(
-        "uq_runs_holder", "runs", ["thread_key"], unique=True, postgresql_where=sa.text("holds_thread")
-    )
+    op.create_index("uq_runs_holder", "runs", ["thread_key"], unique=True, postgresql_where=sa.text("holds_thread"))
     op.create_table(
         "threads",
         sa.Column("thread_key", sa.UUID(), nullable=False),

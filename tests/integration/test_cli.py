@@ -72,9 +72,7 @@ def test_an_unreachable_database_stops_the_start_with_one_line(folder: Path, fre
 def test_a_port_in_use_is_told_before_a_database_is_started(folder: Path, taken_port: str) -> None:
     ended = agent_runner(folder, "serve", PORT=taken_port)
     assert ended.returncode == 1
-    assert ended.stderr == (
-        f"agent-runner: cannot listen on 127.0.0.1 port {taken_port}: Address already in use\n"
-    )
+    assert ended.stderr == (f"agent-runner: cannot listen on 127.0.0.1 port {taken_port}: Address already in use\n")
     assert list(folder.iterdir()) == []
 
 

@@ -208,9 +208,7 @@ async def test_after_server_and_holder_were_killed_the_next_start_recovers_what_
     following.stop()
 
 
-def test_a_killed_holder_does_not_keep_the_server_from_being_stopped(
-    data_dir: Path, holders: Holders
-) -> None:
+def test_a_killed_holder_does_not_keep_the_server_from_being_stopped(data_dir: Path, holders: Holders) -> None:
     killed, last = holders.start(data_dir), holders.start(data_dir)
     assert killed.url() == last.url()
     killed.kill()
@@ -218,9 +216,7 @@ def test_a_killed_holder_does_not_keep_the_server_from_being_stopped(
     assert server_pid(data_dir) is None
 
 
-async def test_a_stale_pid_file_that_names_another_program_is_seen_through(
-    data_dir: Path, holders: Holders
-) -> None:
+async def test_a_stale_pid_file_that_names_another_program_is_seen_through(data_dir: Path, holders: Holders) -> None:
     killed = holders.start(data_dir)
     await run(killed.url(), "CREATE TABLE kept (n int)", "INSERT INTO kept VALUES (1)")
     pid_file = data_dir / "postgres" / "postmaster.pid"

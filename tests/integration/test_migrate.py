@@ -79,9 +79,7 @@ async def test_a_failed_migration_leaves_nothing_behind(url: str) -> None:
     await connection.execute("CREATE TABLE runs (in_the_way int)")
     with pytest.raises(migrate.MigrationError, match=r"\"runs\" already exists"):
         await migrate.upgrade(url)
-    tables = await connection.fetch(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
-    )
+    tables = await connection.fetch("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
     assert [row["relname"] for row in tables] == ["runs"]
     await connection.close()
 

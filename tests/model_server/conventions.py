@@ -66,18 +66,13 @@ def _tools(body: Mapping[str, Any], rounds: int) -> Reply:
         return Reply(text="All done.")
     function = tools[0]["function"]
     call_id = f"call_{uuid4().hex[:24]}"
-    return Reply(
-        text="", tool_calls=[{"id": call_id, "name": function["name"], "arguments": _arguments(function)}]
-    )
+    return Reply(text="", tool_calls=[{"id": call_id, "name": function["name"], "arguments": _arguments(function)}])
 
 
 def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
     schema = function.get("parameters") or {}
     properties = schema.get("properties", {})
-    return {
-        name: _EXAMPLES.get(properties.get(name, {}).get("type"), "1 + 1")
-        for name in schema.get("required", [])
-    }
+    return {name: _EXAMPLES.get(properties.get(name, {}).get("type"), "1 + 1") for name in schema.get("required", [])}
 
 
 def _last_user_text(body: Mapping[str, Any]) -> str:

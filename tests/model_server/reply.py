@@ -32,6 +32,7 @@ class Reply:
         delay_s: seconds before the status line.
         first_chunk_delay_s: seconds between the headers and the first piece.
         chunk_delay_s: seconds before each further piece.
+        end_delay_s: seconds between the last piece and the end of the body.
         hold: keep the connection open and silent after the pieces, until the client leaves.
         cut_after: break the connection after so many pieces.
         reset: break it by a TCP reset, which may take pieces with it that the client has not read yet.
@@ -52,6 +53,7 @@ class Reply:
     delay_s: float = 0.0
     first_chunk_delay_s: float = 0.0
     chunk_delay_s: float = 0.0
+    end_delay_s: float = 0.0
     hold: bool = False
     cut_after: int | None = None
     reset: bool = False
@@ -102,10 +104,7 @@ class Reply:
     def pieces(self, model: str) -> list[bytes]:
         """The stream, event by event."""
         if self.events is not None:
-            return [
-                e.encode() if isinstance(e, str) else b"data: " + orjson.dumps(e) + b"\n\n"
-                for e in self.events
-            ]
+            return [e.encode() if isinstance(e, str) else b"data: " + orjson.dumps(e) + b"\n\n" for e in self.events]
         head = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":'
         head += orjson.dumps(model) + b',"choices":['
         pieces = [
@@ -122,9 +121,7 @@ class Reply:
         return pieces
 
     def _finish_reason(self) -> str | None:
-        return (
-            ("tool_calls" if self.tool_calls else "stop") if self.finish_reason == "" else self.finish_reason
-        )
+        return ("tool_calls" if self.tool_calls else "stop") if self.finish_reason == "" else self.finish_reason
 
     def _deltas(self) -> list[dict[str, Any]]:
         deltas: list[dict[str, Any]] = [{"reasoning_content": piece} for piece in self.reasoning]

@@ -141,6 +141,7 @@ class ModelServer:
         elif reply.hold:
             await asyncio.Event().wait()
         else:
+            await asyncio.sleep(reply.end_delay_s)
             await response.write_eof()
         return response
 
@@ -162,9 +163,7 @@ class ModelServer:
     async def _show_requests(self, request: web.Request) -> web.Response:
         requests = [{"body": r.body, "headers": r.headers, "connection": r.connection} for r in self.requests]
         counts = {"connections": self.connections, "open": self.open, "aborted": self.aborted}
-        return web.json_response(
-            {"requests": requests, **counts}, dumps=lambda data: orjson.dumps(data).decode()
-        )
+        return web.json_response({"requests": requests, **counts}, dumps=lambda data: orjson.dumps(data).decode())
 
     async def _reset(self, request: web.Request) -> web.Response:
         self._script.clear()

@@ -83,9 +83,7 @@ def test_a_bad_value_is_told_in_one_line_with_its_name_and_what_is_allowed(
 
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/n", "secret", "postgresql://u:secret@h:port/n"])
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_DIRECT_URL"])
-def test_a_bad_database_url_is_told_without_its_password(
-    name: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bad_database_url_is_told_without_its_password(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, url)
     with pytest.raises(SettingsError, match=f"^{name}: ") as error:
         Settings.load()

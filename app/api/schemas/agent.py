@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from app.api.schemas.fields import EXAMPLE_TIME, JsonObject, Resource, Timestamp
+from app.api.schemas.fields import EXAMPLE_TIME, JsonObject, Resource, Timestamp, example
 from app.engine.agent import AgentDefinition, AgentName, AgentSettings
 from app.engine.result import timestamp
 from app.engine.tools import ToolEffect, ToolSpec
 from app.services.agents import AgentRecord
 
-_SETTINGS_EXAMPLE = {
+_SETTINGS_EXAMPLE: JsonObject = {
     "description": "Answers questions about the weather.",
     "model": "openai/gpt-4o-mini",
     "instructions": "Be brief. The user's name is {{ user.name }}.",
     "tools": [],
     "limits": {"max_steps": 8},
 }
-_DEFINITION_EXAMPLE = AgentDefinition.model_validate({**_SETTINGS_EXAMPLE, "name": "helper"}).model_dump(mode="json")
-_AGENT_EXAMPLE = {
+_DEFINITION_EXAMPLE: JsonObject = AgentDefinition.model_validate({**_SETTINGS_EXAMPLE, "name": "helper"}).model_dump(
+    mode="json"
+)
+_AGENT_EXAMPLE: JsonObject = {
     "name": "helper",
     "version": 1,
     "source": "api",
     "created_at": EXAMPLE_TIME,
     "definition": _DEFINITION_EXAMPLE,
 }
-_TOOL_EXAMPLE = {
+_TOOL_EXAMPLE: JsonObject = {
     "name": "get_weather",
     "description": "The weather in a city.",
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
@@ -39,7 +41,7 @@ _TOOL_EXAMPLE = {
 class AgentPut(AgentSettings):
     """An agent without its name, which stands in the path; the same name may be given here too."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [_SETTINGS_EXAMPLE]})
+    model_config = example(_SETTINGS_EXAMPLE)
 
     name: AgentName | None = None
 
@@ -50,7 +52,7 @@ class AgentPut(AgentSettings):
 class Agent(Resource):
     """One version of a named agent."""
 
-    model_config = ConfigDict(json_schema_extra={"example": _AGENT_EXAMPLE})
+    model_config = example(_AGENT_EXAMPLE)
 
     name: str
     version: int
@@ -60,7 +62,7 @@ class Agent(Resource):
 
 
 class AgentPage(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"items": [_AGENT_EXAMPLE], "next_cursor": None}})
+    model_config = example({"items": [_AGENT_EXAMPLE], "next_cursor": None})
 
     items: list[Agent]
     next_cursor: str | None
@@ -75,7 +77,7 @@ class Tool(Resource):
 
 
 class ToolPage(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"items": [_TOOL_EXAMPLE], "next_cursor": None}})
+    model_config = example({"items": [_TOOL_EXAMPLE], "next_cursor": None})
 
     items: list[Tool]
     next_cursor: str | None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from enum import StrEnum
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from app.api.schemas.fields import EXAMPLE_TIME, JsonObject, Resource, Timestamp
+from app.api.schemas.fields import EXAMPLE_TIME, JsonObject, Resource, Timestamp, example
 from app.api.schemas.thread import MESSAGE_EXAMPLE, Message, message_object
 from app.engine.result import timestamp
 from app.services.run_queries import CheckpointDetail, CheckpointRecord
 
-_NextAction = Literal["call_model", "execute_tools", "await", "finish"]
 _COUNTERS = ("llm_calls", "input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "reasoning_tokens")
-_EXAMPLE = {
+_EXAMPLE: JsonObject = {
     "checkpoint_id": "6",
     "step": 1,
     "phase": "execute_tools",
@@ -31,11 +30,20 @@ _EXAMPLE = {
     },
     "created_at": EXAMPLE_TIME,
 }
-_DETAIL_EXAMPLE = {
+_DETAIL_EXAMPLE: JsonObject = {
     **_EXAMPLE,
     "state": {"model": "gpt-4o-mini-2024-07-18", "pending_tool_calls": ["call_1"]},
     "messages": [MESSAGE_EXAMPLE],
 }
+
+
+class NextAction(StrEnum):
+    """What a run that goes on from a checkpoint does first."""
+
+    CALL_MODEL = "call_model"
+    EXECUTE_TOOLS = "execute_tools"
+    AWAIT = "await"
+    FINISH = "finish"
 
 
 class Counters(Resource):
@@ -52,12 +60,12 @@ class Counters(Resource):
 
 
 class Checkpoint(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": _EXAMPLE})
+    model_config = example(_EXAMPLE)
 
     checkpoint_id: str
     step: int
-    phase: _NextAction
-    next_action: _NextAction = Field(description="What a run that goes on from here does first.")
+    phase: NextAction
+    next_action: NextAction
     message_seq: int = Field(description="The last message of the thread as of then.")
     counters: Counters
     created_at: Timestamp
@@ -66,14 +74,14 @@ class Checkpoint(Resource):
 class CheckpointWithState(Checkpoint):
     """A checkpoint with what it stands on."""
 
-    model_config = ConfigDict(json_schema_extra={"example": _DETAIL_EXAMPLE})
+    model_config = example(_DETAIL_EXAMPLE)
 
     state: JsonObject
     messages: list[Message]
 
 
 class CheckpointPage(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"items": [_EXAMPLE], "next_cursor": None}})
+    model_config = example({"items": [_EXAMPLE], "next_cursor": None})
 
     items: list[Checkpoint]
     next_cursor: str | None

@@ -42,11 +42,11 @@ MessageContent = Annotated[
 class InputMessage(RequestModel):
     """One message of a run's input."""
 
-    role: Literal[Role.USER, Role.SYSTEM]
+    role: Literal["user", "system"]
     content: MessageContent
 
     def message(self) -> Message:
-        return Message(self.role, content_of(self.content))
+        return Message(Role(self.role), content_of(self.content))
 
 
 RunInput = Annotated[

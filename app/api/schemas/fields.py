@@ -19,6 +19,8 @@ from pydantic import (
 
 from app.engine.agent import AGENT_NAME_PATTERN
 
+JsonObject = dict[str, Any]
+
 THREAD_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,254}$"
 AGENT_REF_PATTERN = AGENT_NAME_PATTERN.removesuffix("$") + r"(@[1-9][0-9]{0,8})?$"
 MAX_METADATA_KEYS = 32
@@ -37,6 +39,11 @@ class Resource(BaseModel):
     """What an answer says. Every field is there, null where it has no value; fields may be added."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+
+def example(value: JsonObject) -> ConfigDict:
+    """A model's `model_config` with its example; the rest is its parents'."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
 
 
 def _representable(moment: datetime) -> datetime:
@@ -90,9 +97,9 @@ ThreadId = Annotated[
 ]
 AgentRef = Annotated[str, StringConstraints(pattern=AGENT_REF_PATTERN)]
 Metadata = Annotated[
-    dict[str, str], Field(max_length=MAX_METADATA_KEYS, description="At most 32 strings.", examples=[{"team": "support"}])
+    dict[str, str],
+    Field(max_length=MAX_METADATA_KEYS, description="At most 32 strings.", examples=[{"team": "support"}]),
 ]
-JsonObject = dict[str, Any]
 
 # Query strings are text: what stands for other types is read here, as strictly as JSON is.
 QueryInt = Annotated[int, BeforeValidator(_digits)]

@@ -5,23 +5,16 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import orjson
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.api.schemas.content import InputMessage
-from app.api.schemas.fields import (
-    EXAMPLE_RUN_ID,
-    EXAMPLE_TIME,
-    JsonObject,
-    Metadata,
-    Resource,
-    Timestamp,
-)
+from app.api.schemas.fields import EXAMPLE_RUN_ID, EXAMPLE_TIME, JsonObject, Metadata, Resource, Timestamp, example
 from app.engine.messages import Message, Role
 from app.engine.records import RunRecord
 from app.engine.result import agent_result, timestamp
 from app.engine.status import RunStatus
 
-_USAGE_EXAMPLE = {
+_USAGE_EXAMPLE: JsonObject = {
     "llm_calls": 1,
     "input_tokens": 24,
     "output_tokens": 8,
@@ -29,7 +22,7 @@ _USAGE_EXAMPLE = {
     "cached_input_tokens": 0,
     "reasoning_tokens": 0,
 }
-RESULT_EXAMPLE = {
+RESULT_EXAMPLE: JsonObject = {
     "final_text": "It is sunny in Bern.",
     "state": "completed",
     "run_id": EXAMPLE_RUN_ID,
@@ -53,7 +46,7 @@ RESULT_EXAMPLE = {
     },
     "error": None,
 }
-RUN_EXAMPLE = {
+RUN_EXAMPLE: JsonObject = {
     "run_id": EXAMPLE_RUN_ID,
     "thread_id": "customer-42",
     "agent_name": "helper",
@@ -87,8 +80,6 @@ class RunProblem(Resource):
 
 class Usage(Resource):
     """Token counts. Cached ones are part of the input, reasoning ones part of the output."""
-
-    model_config = ConfigDict(json_schema_extra={"example": _USAGE_EXAMPLE})
 
     llm_calls: int
     input_tokens: int
@@ -134,8 +125,6 @@ class StateSnapshot(Resource):
 class AgentResult(Resource):
     """How a run ended."""
 
-    model_config = ConfigDict(json_schema_extra={"example": RESULT_EXAMPLE})
-
     final_text: str
     state: RunStatus
     run_id: str
@@ -165,7 +154,7 @@ class ForkedFrom(Resource):
 class Run(Resource):
     """One execution of an agent on a thread."""
 
-    model_config = ConfigDict(json_schema_extra={"example": RUN_EXAMPLE})
+    model_config = example(RUN_EXAMPLE)
 
     run_id: str = Field(description="A UUIDv7.")
     thread_id: str
@@ -190,9 +179,7 @@ class Run(Resource):
 
 
 class RunPage(Resource):
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"items": [{**RUN_EXAMPLE, "result": None}], "next_cursor": None}}
-    )
+    model_config = example({"items": [{**RUN_EXAMPLE, "result": None}], "next_cursor": None})
 
     items: list[Run]
     next_cursor: str | None
@@ -201,7 +188,7 @@ class RunPage(Resource):
 class RunsCreated(Resource):
     """Runs in the order in which they were asked for."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"items": [RUN_EXAMPLE]}})
+    model_config = example({"items": [RUN_EXAMPLE]})
 
     items: list[Run]
 

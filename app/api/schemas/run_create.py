@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag
 
 from app.api.schemas.content import RunInput, messages_of
-from app.api.schemas.fields import AgentRef, JsonObject, Metadata, Moment, RequestModel, ThreadId
+from app.api.schemas.fields import AgentRef, JsonObject, Metadata, Moment, RequestModel, ThreadId, example
 from app.engine.agent import AgentDefinition, AgentOverrides, ModelSettings, ToolName
 from app.engine.limits import Limits
 from app.engine.records import OnBusyThread, OnDisconnect
@@ -23,9 +23,7 @@ def _form(value: object) -> str:
 class RunCreate(RequestModel):
     """A run to create. What is not given is left to the agent, and then to the service."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"agent": "helper", "input": "What is the weather in Bern?"}]}
-    )
+    model_config = example({"agent": "helper", "input": "What is the weather in Bern?"})
 
     agent: Annotated[
         Annotated[AgentRef, Tag("name")] | Annotated[AgentDefinition, Tag("definition")],
@@ -35,9 +33,9 @@ class RunCreate(RequestModel):
     input: RunInput
     thread_id: ThreadId | None = Field(default=None, description="Absent: a new thread.")
     context: JsonObject = Field(
-        default={}, description="Values for the instructions' `{{ name.path }}` and for tools."
+        default_factory=dict[str, Any], description="Values for the instructions' `{{ name.path }}` and for tools."
     )
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict[str, str])
     limits: Limits | None = Field(default=None, description="Only lower the agent's own.")
     model: str | None = Field(
         default=None, min_length=1, max_length=200, description="Instead of the agent's.", examples=["demo/echo"]
@@ -86,15 +84,13 @@ class RunCreate(RequestModel):
 class RunsCreate(RequestModel):
     """Runs to create together: all of them or none."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"items": [{"agent": "helper", "input": "What is the weather in Bern?"}]}]}
-    )
+    model_config = example({"items": [{"agent": "helper", "input": "What is the weather in Bern?"}]})
 
     items: list[RunCreate] = Field(min_length=1, max_length=100)
 
 
 class RunResume(RequestModel):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"limits": {"max_steps": 40}}]})
+    model_config = example({"limits": {"max_steps": 40}})
 
     limits: Limits | None = Field(
         default=None, description="In place of the limits that the run has now; without it the wall time starts afresh."

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict
+from app.api.schemas.fields import JsonObject, Resource, example
 
-from app.api.schemas.fields import Resource
-
-_INFO_EXAMPLE = {
+_INFO_EXAMPLE: JsonObject = {
     "version": "0.1.0",
     "capabilities": ["runs", "threads", "agents", "events"],
     "limits": {"max_steps": 20},
@@ -17,21 +15,21 @@ _INFO_EXAMPLE = {
 
 
 class Alive(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"status": "ok"}})
+    model_config = example({"status": "ok"})
 
     status: Literal["ok"]
 
 
 class Ready(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"status": "ready"}})
+    model_config = example({"status": "ready"})
 
     status: Literal["ready"]
 
 
 class Info(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": _INFO_EXAMPLE})
+    model_config = example(_INFO_EXAMPLE)
 
     version: str
-    capabilities: Any
+    capabilities: list[str]
     limits: dict[str, Any]
     model_clients: list[str]

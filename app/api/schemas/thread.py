@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.api.schemas.content import MessageContent, Part, content_of
 from app.api.schemas.fields import (
@@ -16,19 +16,21 @@ from app.api.schemas.fields import (
     Resource,
     ThreadId,
     Timestamp,
+    example,
 )
-from app.engine.messages import Content, Role
+from app.engine.messages import Message as EngineMessage
+from app.engine.messages import Role
 from app.engine.result import timestamp
 from app.services.threads import MessageRecord, ThreadRecord
 
-THREAD_EXAMPLE = {
+THREAD_EXAMPLE: JsonObject = {
     "thread_id": "customer-42",
     "metadata": {"team": "support"},
     "active_run_id": None,
     "created_at": EXAMPLE_TIME,
     "updated_at": EXAMPLE_TIME,
 }
-MESSAGE_EXAMPLE = {
+MESSAGE_EXAMPLE: JsonObject = {
     "seq": 2,
     "message_id": "msg_019aa3f05b6e7c319d0c2f4b8a6e1d57_2",
     "run_id": EXAMPLE_RUN_ID,
@@ -42,36 +44,32 @@ MESSAGE_EXAMPLE = {
 
 
 class ThreadCreate(RequestModel):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"thread_id": "customer-42", "metadata": {"team": "support"}}]}
-    )
+    model_config = example({"thread_id": "customer-42", "metadata": {"team": "support"}})
 
     thread_id: ThreadId | None = None
-    metadata: Metadata = {}
+    metadata: Metadata = Field(default_factory=dict[str, str])
 
 
 class ThreadUpdate(RequestModel):
     """Metadata is merged: a key given with null is taken away, what is not given stays."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"metadata": {"team": "sales", "old": None}}]})
+    model_config = example({"metadata": {"team": "sales", "old": None}})
 
-    metadata: Annotated[dict[str, str | None], Field(max_length=64)] = {}
+    metadata: dict[str, str | None] = Field(default_factory=dict[str, str | None], max_length=64)
 
 
 class MessageAppend(RequestModel):
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"role": "user", "content": "I am in Bern by the way."}]}
-    )
+    model_config = example({"role": "user", "content": "I am in Bern by the way."})
 
-    role: Literal[Role.USER, Role.SYSTEM, Role.ASSISTANT]
+    role: Literal["user", "system", "assistant"]
     content: MessageContent
 
-    def engine_content(self) -> Content:
-        return content_of(self.content)
+    def message(self) -> EngineMessage:
+        return EngineMessage(Role(self.role), content_of(self.content))
 
 
 class ThreadCopy(RequestModel):
-    model_config = ConfigDict(json_schema_extra={"examples": [{"thread_id": "customer-42-b", "up_to_seq": 4}]})
+    model_config = example({"thread_id": "customer-42-b", "up_to_seq": 4})
 
     thread_id: ThreadId | None = Field(default=None, description="Of the copy; absent: a UUIDv7.")
     up_to_seq: int | None = Field(
@@ -82,7 +80,7 @@ class ThreadCopy(RequestModel):
 class Thread(Resource):
     """A conversation."""
 
-    model_config = ConfigDict(json_schema_extra={"example": THREAD_EXAMPLE})
+    model_config = example(THREAD_EXAMPLE)
 
     thread_id: str
     metadata: Metadata
@@ -92,7 +90,7 @@ class Thread(Resource):
 
 
 class ThreadPage(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"items": [THREAD_EXAMPLE], "next_cursor": None}})
+    model_config = example({"items": [THREAD_EXAMPLE], "next_cursor": None})
 
     items: list[Thread]
     next_cursor: str | None
@@ -105,7 +103,7 @@ class MessageToolCall(Resource):
 
 
 class Message(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": MESSAGE_EXAMPLE})
+    model_config = example(MESSAGE_EXAMPLE)
 
     seq: int
     message_id: str
@@ -119,7 +117,7 @@ class Message(Resource):
 
 
 class MessagePage(Resource):
-    model_config = ConfigDict(json_schema_extra={"example": {"items": [MESSAGE_EXAMPLE], "next_cursor": None}})
+    model_config = example({"items": [MESSAGE_EXAMPLE], "next_cursor": None})
 
     items: list[Message]
     next_cursor: int | None = Field(description="Passed back as `after`.")

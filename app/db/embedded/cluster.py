@@ -96,9 +96,7 @@ class EmbeddedPostgres:
                     self._leave(deadline)
                     raise
         except OSError as error:
-            raise EmbeddedPostgresError(
-                f"The embedded Postgres cannot use {self._data_dir}: {error}."
-            ) from error
+            raise EmbeddedPostgresError(f"The embedded Postgres cannot use {self._data_dir}: {error}.") from error
         self._url = _url(server)
         return self._url
 
@@ -220,9 +218,7 @@ class EmbeddedPostgres:
         if server.socket_dir is not None and server.socket_dir.name.startswith(_SOCKET_DIR_PREFIX):
             shutil.rmtree(server.socket_dir, ignore_errors=True)
         if forced:
-            raise EmbeddedPostgresError(
-                self._told(f"did not stop within {self._timeout_s:g} s and was ended by force")
-            )
+            raise EmbeddedPostgresError(self._told(f"did not stop within {self._timeout_s:g} s and was ended by force"))
 
     def _still_there(self, server: Postmaster) -> bool:
         if self._process is not None and self._process.pid == server.pid:
@@ -264,9 +260,7 @@ class EmbeddedPostgres:
 
     def _told(self, what: str, log_start: int | None = None) -> str:
         tail = self._log_tail(log_start)
-        return f"The embedded Postgres in {self._data_dir} {what}." + (
-            f" Its log ends:\n{tail}" if tail else ""
-        )
+        return f"The embedded Postgres in {self._data_dir} {what}." + (f" Its log ends:\n{tail}" if tail else "")
 
     def _log_tail(self, start: int | None) -> str:
         """The last lines of the server's log, none from before byte `start`."""
@@ -304,8 +298,7 @@ def _spawn(
         stderr=subprocess.STDOUT,
         cwd="/",
         # The caller's PG* variables are meant for other databases.
-        env={name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        | {"LC_ALL": "C"},
+        env={name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"},
         start_new_session=True,
         user=None if account is None else account.uid,
         group=None if account is None else account.gid,

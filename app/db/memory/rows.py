@@ -15,7 +15,7 @@ from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, StoredEvent, encode
 from app.engine.messages import Message, ThreadMessage
 from app.engine.records import Claim, Fence, Loaded, NewRun, RunRecord, ToolExecution
-from app.engine.state import Checkpoint, OpenCall
+from app.engine.state import Checkpoint, OpenCall, Phase
 from app.engine.status import RunStatus
 from app.engine.usage import Usage
 
@@ -88,6 +88,9 @@ class RunRow:
     events: list[StoredEvent] = field(default_factory=list[StoredEvent])
     checkpoint: Checkpoint | None = None
     checkpoint_seq: int = 0
+    step_seq: int = (
+        0  # as `checkpoint_seq`, of the last checkpoint before a model call: the open step's text is behind it
+    )
     message_seq: int = 0
     calls: dict[tuple[int, int], CallRow] = field(default_factory=dict[tuple[int, int], CallRow])
 
@@ -122,6 +125,8 @@ class RunRow:
 
     def save_checkpoint(self, checkpoint: Checkpoint, seq: int, message_seq: int) -> None:
         self.checkpoint, self.checkpoint_seq, self.message_seq = checkpoint, seq, message_seq
+        if checkpoint.phase is Phase.CALL_MODEL:
+            self.step_seq = seq
 
     def save_calls(self, records: Iterable[ToolRecord], now: datetime) -> None:
         for record in records:

@@ -27,7 +27,7 @@ def stop(tables: Tables, row: RunRow, status: RunStatus, reason: RunError, *, pr
     if row.status.terminal:
         return Stopped(row.record(with_tools=True), changed=False)
     now = tables.clock()
-    text = reason.message if status is RunStatus.FAILED else partial_text(row.events[row.checkpoint_seq :])
+    text = reason.message if status is RunStatus.FAILED else partial_text(row.events[row.step_seq :])
     kept = {} if row.checkpoint is None else row.checkpoint.state
     result = {
         "final_text": text,

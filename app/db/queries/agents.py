@@ -33,9 +33,7 @@ async def lock(session: AsyncSession, tenant_id: str, name: str, source: str) ->
     """The agent's row, locked; made, with version 0, if there is none."""
     await session.execute(
         insert(Agent)
-        .values(
-            tenant_id=tenant_id, name=name, version=0, version_id=UUID(int=0), source=source, deleted=True
-        )
+        .values(tenant_id=tenant_id, name=name, version=0, version_id=UUID(int=0), source=source, deleted=True)
         .on_conflict_do_nothing()
     )
     query = select(Agent).where(Agent.tenant_id == tenant_id, Agent.name == name)
@@ -44,9 +42,7 @@ async def lock(session: AsyncSession, tenant_id: str, name: str, source: str) ->
 
 async def current(session: AsyncSession, tenant_id: str, name: str) -> VersionRow | None:
     """The current version of an agent that is not deleted."""
-    return _version(
-        await session.execute(_versions(tenant_id, name).where(Agent.version == AgentVersion.version))
-    )
+    return _version(await session.execute(_versions(tenant_id, name).where(Agent.version == AgentVersion.version)))
 
 
 async def numbered(session: AsyncSession, tenant_id: str, name: str, version: int) -> VersionRow | None:
@@ -129,9 +125,7 @@ async def keep_inline(
     return (await session.scalars(query)).one()
 
 
-async def delete_missing_files(
-    session: AsyncSession, tenant_id: str, names: Collection[str]
-) -> Sequence[str]:
+async def delete_missing_files(session: AsyncSession, tenant_id: str, names: Collection[str]) -> Sequence[str]:
     """Mark the agents from files whose file is gone as deleted; their names."""
     gone = await session.scalars(
         update(Agent)

@@ -26,9 +26,7 @@ async def take(session: AsyncSession, tenant_id: str, key: IdempotencyKey) -> di
         IdempotencyMismatch: the key was used with another request.
     """
     now = func.clock_timestamp()
-    taking = insert(KeyRow).values(
-        tenant_id=tenant_id, key=key.key, request_hash=key.request_hash, resource={}
-    )
+    taking = insert(KeyRow).values(tenant_id=tenant_id, key=key.key, request_hash=key.request_hash, resource={})
     taken = await session.execute(
         taking.on_conflict_do_update(
             index_elements=[KeyRow.tenant_id, KeyRow.key],
@@ -43,9 +41,7 @@ async def take(session: AsyncSession, tenant_id: str, key: IdempotencyKey) -> di
     if taken.first() is not None:
         return None
     found = await session.execute(
-        select(KeyRow.request_hash, KeyRow.resource).where(
-            KeyRow.tenant_id == tenant_id, KeyRow.key == key.key
-        )
+        select(KeyRow.request_hash, KeyRow.resource).where(KeyRow.tenant_id == tenant_id, KeyRow.key == key.key)
     )
     request_hash, resource = found.one()
     if request_hash != key.request_hash:
@@ -53,9 +49,7 @@ async def take(session: AsyncSession, tenant_id: str, key: IdempotencyKey) -> di
     return resource
 
 
-async def remember(
-    session: AsyncSession, tenant_id: str, key: IdempotencyKey, resource: dict[str, Any]
-) -> None:
+async def remember(session: AsyncSession, tenant_id: str, key: IdempotencyKey, resource: dict[str, Any]) -> None:
     """Note what was made under a key that `take` gave us."""
     await session.execute(
         update(KeyRow).where(KeyRow.tenant_id == tenant_id, KeyRow.key == key.key).values(resource=resource)

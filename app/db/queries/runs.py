@@ -64,9 +64,7 @@ async def page(
 
 async def thread_key_of(session: AsyncSession, tenant_id: str, run_id: UUID) -> UUID | None:
     """The thread of a run; None if there is no such run."""
-    return await session.scalar(
-        select(Run.thread_key).where(Run.run_id == run_id, Run.tenant_id == tenant_id)
-    )
+    return await session.scalar(select(Run.thread_key).where(Run.run_id == run_id, Run.tenant_id == tenant_id))
 
 
 async def checkpoints(session: AsyncSession, run_id: UUID, after: int, limit: int) -> Sequence[Checkpoint]:
@@ -87,13 +85,9 @@ async def family(session: AsyncSession, thread_key: UUID) -> list[tuple[UUID, UU
     return [(row.run_id, row.thread_key) for row in rows]
 
 
-async def shared_threads(
-    session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]
-) -> set[UUID]:
+async def shared_threads(session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]) -> set[UUID]:
     """Those of the threads that also have runs other than the named ones."""
-    others = select(Run.thread_key).where(
-        among(Run.thread_key, thread_keys), Run.run_id != all_(_array(run_ids))
-    )
+    others = select(Run.thread_key).where(among(Run.thread_key, thread_keys), Run.run_id != all_(_array(run_ids)))
     return set(await session.scalars(others.distinct()))
 
 
@@ -135,9 +129,7 @@ def _listed(row: Run) -> RunRecord:
         user_id=row.user_id,
         parent_run_id=None if row.parent_run_id is None else str(row.parent_run_id),
         on_disconnect=OnDisconnect(row.on_disconnect),
-        usage=Usage(
-            row.llm_calls, row.input_tokens, row.output_tokens, row.cached_input_tokens, row.reasoning_tokens
-        ),
+        usage=Usage(row.llm_calls, row.input_tokens, row.output_tokens, row.cached_input_tokens, row.reasoning_tokens),
         cost_usd=row.cost_usd,
         elapsed_s=row.elapsed_s,
         created_at=row.created_at,

@@ -25,9 +25,7 @@ async def add(
     """Make a thread; False if there is one of that id."""
     added = await session.execute(
         upsert(Thread)
-        .values(
-            thread_key=thread_key, tenant_id=tenant_id, thread_id=thread_id, thread_metadata=dict(metadata)
-        )
+        .values(thread_key=thread_key, tenant_id=tenant_id, thread_id=thread_id, thread_metadata=dict(metadata))
         .on_conflict_do_nothing(index_elements=[Thread.tenant_id, Thread.thread_id])
         .returning(Thread.thread_key)
     )
@@ -60,9 +58,7 @@ async def merge_metadata(
     session: AsyncSession, tenant_id: str, thread_id: str, given: Mapping[str, str], removed: Sequence[str]
 ) -> Thread | None:
     """Set the given keys and take the removed ones away; the thread as it is then."""
-    merged = Thread.thread_metadata.op("||")(literal(dict(given), JSONB)).op("-")(
-        literal(list(removed), ARRAY(Text))
-    )
+    merged = Thread.thread_metadata.op("||")(literal(dict(given), JSONB)).op("-")(literal(list(removed), ARRAY(Text)))
     return await session.scalar(
         update(Thread)
         .where(Thread.tenant_id == tenant_id, Thread.thread_id == thread_id)
@@ -83,9 +79,7 @@ async def append(
 
     One statement: whoever else appends waits for the row, so numbers are given in the order of the commits.
     """
-    numbering = upsert(Thread).values(
-        thread_key=thread_key, tenant_id=tenant_id, thread_id=thread_id, next_seq=2
-    )
+    numbering = upsert(Thread).values(thread_key=thread_key, tenant_id=tenant_id, thread_id=thread_id, next_seq=2)
     numbered = (
         numbering.on_conflict_do_update(
             index_elements=[Thread.tenant_id, Thread.thread_id],
@@ -170,9 +164,7 @@ async def copy(
     return done.scalar_one()
 
 
-async def active_status(
-    session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]
-) -> str | None:
+async def active_status(session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]) -> str | None:
     """The status of a run that is not over, among those on the threads and those named."""
     concerned = among(Run.thread_key, thread_keys) | among(Run.run_id, run_ids)
     return await session.scalar(select(Run.status).where(concerned, Run.status.in_(_ACTIVE)).limit(1))

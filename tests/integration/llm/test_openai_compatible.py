@@ -109,9 +109,7 @@ async def test_the_request_is_what_a_chat_completions_server_expects(
             {
                 "role": "assistant",
                 "content": None,
-                "tool_calls": [
-                    {"id": "a", "type": "function", "function": {"name": "add", "arguments": '{"x":1}'}}
-                ],
+                "tool_calls": [{"id": "a", "type": "function", "function": {"name": "add", "arguments": '{"x":1}'}}],
             },
             {"role": "tool", "content": "2", "tool_call_id": "a"},
         ],
@@ -140,6 +138,15 @@ async def test_a_connection_serves_one_call_after_the_other(
 ) -> None:
     for _ in range(5):
         await _answer(client)
+    assert server.connections == 1
+
+
+async def test_a_body_that_ends_late_leaves_its_connection_for_the_next_call(server: ModelServer) -> None:
+    client = OpenAICompatibleClient(server.base_url, end_grace_s=600)
+    server.script([Reply(end_delay_s=0.05)] * 3)
+    for _ in range(3):
+        await _answer(client)
+    await client.aclose()
     assert server.connections == 1
 
 
@@ -178,9 +185,7 @@ async def test_servers_that_are_a_little_different_are_understood(
     assert (await _answer(client)).text == "Hi"
 
 
-async def test_usage_with_cached_and_reasoning_tokens(
-    server: ModelServer, client: OpenAICompatibleClient
-) -> None:
+async def test_usage_with_cached_and_reasoning_tokens(server: ModelServer, client: OpenAICompatibleClient) -> None:
     usage = {
         "prompt_tokens": 10,
         "completion_tokens": 5,
@@ -191,9 +196,7 @@ async def test_usage_with_cached_and_reasoning_tokens(
     assert (await _answer(client)).usage == Usage(1, 10, 5, 4, 3)
 
 
-async def test_a_server_without_usage_gets_an_estimate(
-    server: ModelServer, client: OpenAICompatibleClient
-) -> None:
+async def test_a_server_without_usage_gets_an_estimate(server: ModelServer, client: OpenAICompatibleClient) -> None:
     server.script([Reply(text="x" * 40, usage=None)])
     answer = await _answer(client)
     assert answer.usage_estimated

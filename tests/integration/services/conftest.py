@@ -75,11 +75,7 @@ def make_run(database: Database) -> Callable[..., Awaitable[UUID]]:
                 "holds_thread": False,
                 "result": {"final_text": "hi"},
             }
-            session.add(
-                Run(
-                    run_id=run_id, thread_key=key, thread_id=thread_id, status=status, **{**values, **columns}
-                )
-            )
+            session.add(Run(run_id=run_id, thread_key=key, thread_id=thread_id, status=status, **{**values, **columns}))
             session.add(RunEvent(run_id=run_id, seq=1, type="t", created_at=datetime.now(UTC), body={}))
             session.add(Checkpoint(run_id=run_id, seq=1, step=1, phase="call_model", message_seq=1, state={}))
             call = {"tool_call_id": "c", "tool_name": "add", "arguments": "{}", "effect": "unsafe"}

@@ -95,9 +95,7 @@ async def test_a_numbered_version_is_pinned(agents: AgentService) -> None:
     assert resolved.check_name is None
 
 
-@pytest.mark.parametrize(
-    "ref", ["no", "a@2", "a@", "a@x", "a@-1", "a@" + "9" * 30, "a@1@1", "@1", "", "a@１"]
-)
+@pytest.mark.parametrize("ref", ["no", "a@2", "a@", "a@x", "a@-1", "a@" + "9" * 30, "a@1@1", "@1", "", "a@１"])
 async def test_an_agent_that_is_not_there_is_unknown(agents: AgentService, ref: str) -> None:
     await agents.put("a", _settings())
     with pytest.raises(UnknownAgent):

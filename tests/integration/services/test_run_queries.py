@@ -22,9 +22,7 @@ async def _ids(run_queries: RunQueries, filters: RunFilters) -> list[str]:
     return [run.run_id for run in (await run_queries.list(filters, None, 50)).items]
 
 
-async def test_runs_are_paged_newest_first_without_their_results(
-    run_queries: RunQueries, make_run: MakeRun
-) -> None:
+async def test_runs_are_paged_newest_first_without_their_results(run_queries: RunQueries, make_run: MakeRun) -> None:
     runs = [str(await make_run("t")) for _ in range(3)]
     first = await run_queries.list(RunFilters(), None, 2)
     assert [run.run_id for run in first.items] == [runs[2], runs[1]]
@@ -38,11 +36,7 @@ async def test_runs_are_paged_newest_first_without_their_results(
 
 async def test_every_filter_restricts(run_queries: RunQueries, make_run: MakeRun) -> None:
     now = datetime.now(UTC)
-    old = str(
-        await make_run(
-            "t", "failed", run_metadata={"team": "a", "n": "1"}, created_at=now - timedelta(days=2)
-        )
-    )
+    old = str(await make_run("t", "failed", run_metadata={"team": "a", "n": "1"}, created_at=now - timedelta(days=2)))
     new = str(await make_run("u", agent_name="other", parent_run_id=UUID(old), run_metadata={"team": "a"}))
     assert await _ids(run_queries, RunFilters(thread_id="t")) == [old]
     assert await _ids(run_queries, RunFilters(agent="other")) == [new]
@@ -68,9 +62,7 @@ async def test_checkpoints_are_listed_oldest_first_with_their_place_in_the_log(
     async with database.session() as session:
         for seq in (9, 10):
             session.add(
-                Checkpoint(
-                    run_id=run_id, seq=seq, step=seq, phase="finish", message_seq=2, state={"tool_calls": 3}
-                )
+                Checkpoint(run_id=run_id, seq=seq, step=seq, phase="finish", message_seq=2, state={"tool_calls": 3})
             )
     first = await run_queries.list_checkpoints(str(run_id), None, 2)
     assert [checkpoint.checkpoint_id for checkpoint in first.items] == ["1", "9"]
@@ -84,9 +76,9 @@ async def test_checkpoints_are_listed_oldest_first_with_their_place_in_the_log(
 async def test_a_checkpoint_comes_with_the_messages_as_of_it(
     run_queries: RunQueries, make_run: MakeRun, threads: ThreadService
 ) -> None:
-    await threads.append_message("t", Role.USER, "before")
+    await threads.append_message("t", Message(Role.USER, "before"))
     run_id = await make_run("t")
-    await threads.append_message("t", Role.USER, "after")
+    await threads.append_message("t", Message(Role.USER, "after"))
     found = await run_queries.get_checkpoint(str(run_id), "1")
     assert found.checkpoint.phase == "call_model"
     assert [record.message.content for record in found.messages] == ["before"]

@@ -8,9 +8,10 @@ import pytest
 from sqlalchemy import update
 
 from app.db.database import Database
-from app.db.models import Base, Checkpoint, Message, Run, RunEvent, Thread, ToolExecution
+from app.db.models import Base, Checkpoint, Run, RunEvent, Thread, ToolExecution
 from app.db.models import IdempotencyKey as KeyRow
-from app.engine.messages import Role
+from app.db.models import Message as MessageRow
+from app.engine.messages import Message, Role
 from app.engine.records import IdempotencyKey
 from app.engine.store_errors import IdempotencyMismatch
 from app.services.errors import Conflict, Invalid, NotFound
@@ -24,7 +25,7 @@ KEY = IdempotencyKey("k", b"hash")
 
 async def _say(threads: ThreadService, thread_id: str, *texts: str) -> None:
     for text in texts:
-        await threads.append_message(thread_id, Role.USER, text)
+        await threads.append_message(thread_id, Message(Role.USER, text))
 
 
 async def _texts(threads: ThreadService, thread_id: str) -> list[object]:
@@ -63,9 +64,7 @@ async def test_threads_are_listed_newest_first_and_by_metadata(threads: ThreadSe
     rest = await threads.list({"parity": "0"}, page.next_cursor, 2)
     assert [thread.thread_id for thread in rest.items] == ["t-0"]
     assert rest.next_cursor is None
-    assert [
-        thread.thread_id for thread in (await threads.list({"parity": "0", "n": "2"}, None, 9)).items
-    ] == ["t-2"]
+    assert [thread.thread_id for thread in (await threads.list({"parity": "0", "n": "2"}, None, 9)).items] == ["t-2"]
     assert len((await threads.list({}, None, 9)).items) == 6
 
 
@@ -105,8 +104,8 @@ async def test_what_is_not_there_is_not_found(threads: ThreadService, asked: str
 
 
 async def test_an_append_makes_the_thread_and_numbers_from_one(threads: ThreadService) -> None:
-    first = (await threads.append_message("new", Role.USER, "hello")).message
-    second = (await threads.append_message("new", Role.ASSISTANT, [{"type": "text", "text": "hi"}])).message
+    first = (await threads.append_message("new", Message(Role.USER, "hello"))).message
+    second = (await threads.append_message("new", Message(Role.ASSISTANT, [{"type": "text", "text": "hi"}]))).message
     assert (first.seq, second.seq) == (1, 2)
     assert first.message_id.startswith("msg_")
     assert first.message_id.endswith("_1")
@@ -118,7 +117,7 @@ async def test_an_append_makes_the_thread_and_numbers_from_one(threads: ThreadSe
 
 
 async def test_concurrent_appends_have_numbers_of_their_own(threads: ThreadService) -> None:
-    await asyncio.gather(*(threads.append_message("t", Role.USER, str(n)) for n in range(20)))
+    await asyncio.gather(*(threads.append_message("t", Message(Role.USER, str(n))) for n in range(20)))
     page = await threads.list_messages("t", 0, 100)
     assert [record.seq for record in page.items] == list(range(1, 21))
 
@@ -126,7 +125,7 @@ async def test_concurrent_appends_have_numbers_of_their_own(threads: ThreadServi
 async def test_voided_messages_are_not_listed(threads: ThreadService, database: Database) -> None:
     await _say(threads, "t", "one", "two", "three")
     async with database.session() as session:
-        await session.execute(update(Message).where(Message.seq == 2).values(voided=True))
+        await session.execute(update(MessageRow).where(MessageRow.seq == 2).values(voided=True))
     assert await _texts(threads, "t") == ["one", "three"]
 
 
@@ -136,11 +135,11 @@ async def test_a_copy_has_the_messages_up_to_a_seq_and_goes_on_by_itself(
     await threads.create("t", {"team": "a"})
     await _say(threads, "t", "one", "two", "three")
     async with database.session() as session:
-        await session.execute(update(Message).where(Message.seq == 1).values(voided=True))
+        await session.execute(update(MessageRow).where(MessageRow.seq == 1).values(voided=True))
     copied = (await threads.copy("t", "copy", 2)).thread
     assert (copied.thread_id, copied.metadata) == ("copy", {"team": "a"})
     assert await _texts(threads, "copy") == ["two"]
-    assert (await threads.append_message("copy", Role.USER, "else")).message.seq == 3
+    assert (await threads.append_message("copy", Message(Role.USER, "else"))).message.seq == 3
     assert await _texts(threads, "t") == ["two", "three"]
 
 
@@ -166,8 +165,8 @@ async def test_the_same_key_makes_one_thread(threads: ThreadService, rows_in: Ro
 
 
 async def test_the_same_key_appends_once(threads: ThreadService) -> None:
-    first = await threads.append_message("t", Role.USER, "hello", idempotency_key=KEY)
-    again = await threads.append_message("t", Role.USER, "hello", idempotency_key=KEY)
+    first = await threads.append_message("t", Message(Role.USER, "hello"), idempotency_key=KEY)
+    again = await threads.append_message("t", Message(Role.USER, "hello"), idempotency_key=KEY)
     assert again.replayed
     assert again.message == first.message
     assert await _texts(threads, "t") == ["hello"]
@@ -203,18 +202,14 @@ async def test_a_key_is_forgotten_after_a_day(threads: ThreadService, database: 
 
 
 @pytest.mark.parametrize("status", ["queued", "running", "paused", "waiting"])
-async def test_a_thread_with_an_active_run_stays(
-    threads: ThreadService, make_run: MakeRun, status: str
-) -> None:
+async def test_a_thread_with_an_active_run_stays(threads: ThreadService, make_run: MakeRun, status: str) -> None:
     await make_run("t", status)
     with pytest.raises(Conflict) as refused:
         await threads.delete("t")
     assert refused.value.current_status == status
 
 
-async def test_a_thread_with_an_active_run_below_its_runs_stays(
-    threads: ThreadService, make_run: MakeRun
-) -> None:
+async def test_a_thread_with_an_active_run_below_its_runs_stays(threads: ThreadService, make_run: MakeRun) -> None:
     parent = await make_run("t")
     await make_run("below", "running", parent_run_id=parent)
     with pytest.raises(Conflict):
@@ -234,7 +229,7 @@ async def test_deleting_a_thread_leaves_no_row_of_it(
     await threads.delete("t")
     for table in (Run, RunEvent, Checkpoint, ToolExecution):
         assert await rows_in(table) == 2, table
-    assert await rows_in(Message) == 0
+    assert await rows_in(MessageRow) == 0
     assert await rows_in(Thread) == 2
     with pytest.raises(NotFound):
         await threads.get("t")
@@ -248,9 +243,7 @@ async def test_a_threads_runs_are_its_own(threads: ThreadService, make_run: Make
     assert [run.run_id for run in (await threads.list_runs("t", page.next_cursor, 2)).items] == [runs[0]]
 
 
-async def test_what_a_key_made_and_someone_deleted_is_not_found(
-    threads: ThreadService, rows_in: RowsIn
-) -> None:
+async def test_what_a_key_made_and_someone_deleted_is_not_found(threads: ThreadService, rows_in: RowsIn) -> None:
     await threads.create("t", {}, idempotency_key=KEY)
     await threads.delete("t")
     assert await rows_in(KeyRow) == 1

@@ -20,7 +20,7 @@ from app.engine.tools import ToolEffect
 from app.engine.usage import Usage, add_cost
 from tests.unit.engine.simulation import AGENTS, RUN, Trace, simulate
 
-runs = settings(deadline=None, max_examples=300)
+runs = settings(max_examples=150)
 
 
 def of_type(trace: Trace, kind: EventType) -> list[dict[str, object]]:

@@ -3,10 +3,12 @@ from __future__ import annotations
 from types import MappingProxyType
 
 import orjson
+import pytest
 
 from app.engine.messages import Message, Role, ToolCall
+from app.engine.model import ModelRequest
 from app.engine.tools import ToolSpec
-from app.llm.chat_messages import ToolsJson, chat_message
+from app.llm.chat_messages import ToolsJson, chat_message, chat_request
 
 CALL = ToolCall("a", "add", '{"x":1}')
 
@@ -39,9 +41,7 @@ def test_parts_pass_through() -> None:
 
 
 def _tool(description: str = "adds") -> ToolSpec:
-    return ToolSpec(
-        "add", description, MappingProxyType({"type": "object", "properties": MappingProxyType({})})
-    )
+    return ToolSpec("add", description, MappingProxyType({"type": "object", "properties": MappingProxyType({})}))
 
 
 def test_tools_are_functions_with_a_schema() -> None:
@@ -77,3 +77,15 @@ def test_no_more_than_a_bounded_number_of_tool_lists_is_kept() -> None:
     for other in others:
         tools.of(other)
     assert tools.of(first) is not kept
+
+
+@pytest.mark.parametrize(("for_openai", "name"), [(True, "max_completion_tokens"), (False, "max_tokens")])
+def test_the_limit_of_output_has_the_name_that_the_server_knows(for_openai: bool, name: str) -> None:
+    request = ModelRequest("openai/m", [Message(Role.USER, "Hi")], settings={"max_tokens": 5})
+    body = orjson.loads(chat_request(request, "m", ToolsJson(), for_openai=for_openai))
+    assert {key: value for key, value in body.items() if key.startswith("max_")} == {name: 5}
+
+
+def test_a_request_without_tools_names_none() -> None:
+    request = ModelRequest("openai/m", [Message(Role.USER, "Hi")])
+    assert "tools" not in orjson.loads(chat_request(request, "m", ToolsJson(), for_openai=False))

@@ -121,9 +121,7 @@ def test_usage_is_read(usage: dict[str, Any], counts: Usage) -> None:
     assert not response.usage_estimated
 
 
-@pytest.mark.parametrize(
-    "usage", [None, {}, {"prompt_tokens": None}, {"prompt_tokens": 0, "completion_tokens": 0}]
-)
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}, {"prompt_tokens": 0, "completion_tokens": 0}])
 def test_usage_that_is_missing_is_estimated_and_said_so(usage: Any) -> None:
     response = _response(_chunk({"content": "y" * 40}, "stop", usage=usage))
     assert response.usage_estimated
@@ -166,9 +164,7 @@ def test_an_answer_without_finish_reason_is_an_invalid_response() -> None:
 
 def test_a_call_without_a_name_is_an_invalid_response() -> None:
     with pytest.raises(ModelError, match="without a name"):
-        _response(
-            _chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"arguments": "{}"}}]}, "tool_calls")
-        )
+        _response(_chunk({"tool_calls": [{"index": 0, "id": "a", "function": {"arguments": "{}"}}]}, "tool_calls"))
 
 
 def test_finish_reason_error_is_the_providers_error() -> None:

@@ -14,9 +14,7 @@ NOON = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 def _error(status: int, body: Any = None, headers: dict[str, str] | None = None) -> ModelError:
     data = body if isinstance(body, bytes) else orjson.dumps({"error": body})
-    return error_of_response(
-        status, data, headers or {}, provider="openai", now=lambda: NOON, secret="sk-secret"
-    )
+    return error_of_response(status, data, headers or {}, provider="openai", now=lambda: NOON, secret="sk-secret")
 
 
 @pytest.mark.parametrize(

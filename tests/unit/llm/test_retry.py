@@ -50,9 +50,7 @@ class Waits(list[float]):
         self.append(seconds)
 
 
-def _error(
-    code: ModelErrorCode = ModelErrorCode.SERVER_ERROR, retry_after_s: float | None = None
-) -> ModelError:
+def _error(code: ModelErrorCode = ModelErrorCode.SERVER_ERROR, retry_after_s: float | None = None) -> ModelError:
     return ModelError(code, "it broke", retry_after_s=retry_after_s)
 
 

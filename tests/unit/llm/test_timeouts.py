@@ -51,9 +51,7 @@ async def _read(client: SilentAfter, request: ModelRequest) -> list[ModelEvent]:
         (50, _request(LONG_S, 0.01), "next piece of the answer took longer than 0.01 s"),
     ],
 )
-async def test_silence_is_a_timeout_and_closes_the_stream(
-    pieces: int, request_: ModelRequest, what: str
-) -> None:
+async def test_silence_is_a_timeout_and_closes_the_stream(pieces: int, request_: ModelRequest, what: str) -> None:
     client = SilentAfter(pieces)
     with pytest.raises(ModelError, match=what) as caught:
         await _read(client, request_)

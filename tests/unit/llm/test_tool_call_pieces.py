@@ -56,9 +56,10 @@ def test_pieces_without_index_continue_the_call_before() -> None:
 
 
 def test_pieces_without_index_are_told_apart_by_id() -> None:
-    assert _calls(
-        _piece(None, "a", "add", "["), _piece(None, "b", "sub", "{"), _piece(None, "a", "", "]")
-    ) == (ToolCall("a", "add", "[]"), ToolCall("b", "sub", "{"))
+    assert _calls(_piece(None, "a", "add", "["), _piece(None, "b", "sub", "{"), _piece(None, "a", "", "]")) == (
+        ToolCall("a", "add", "[]"),
+        ToolCall("b", "sub", "{"),
+    )
 
 
 def test_whole_calls_that_all_say_index_0_are_several() -> None:

@@ -7,7 +7,7 @@ from datetime import date
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, field_validator, model_validator
 
@@ -243,6 +243,7 @@ async def test_a_context_that_cannot_be_copied_is_an_error_of_the_call(call: Cal
     assert result.error.startswith("TypeError: ")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=())))
 def test_no_text_of_a_model_makes_parsing_raise_anything_else(text: str) -> None:
     with contextlib.suppress(CallError):

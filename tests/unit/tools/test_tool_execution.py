@@ -158,7 +158,7 @@ class TestExceptions:
         result = await call(in_thread)
         assert (result.success, result.error) == (False, f"{error.__name__}: stop")
 
-    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, StopAsyncIteration])
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, StopAsyncIteration, GeneratorExit])
     async def test_that_would_stop_the_event_loop_end_only_the_call(
         self, call: Call, error: type[BaseException]
     ) -> None:

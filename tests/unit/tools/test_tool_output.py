@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, SecretStr
 
@@ -247,6 +247,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(value=values, max_chars=st.integers(0, 300), max_bytes=st.integers(64, 600))
 def test_conversion_never_raises_and_always_fits(value: object, max_chars: int, max_bytes: int) -> None:
     output = output_of(value, max_chars=max_chars, max_bytes=max_bytes)
@@ -259,6 +260,7 @@ def test_conversion_never_raises_and_always_fits(value: object, max_chars: int, 
     assert "\x00" not in str(json.loads(output.json))
 
 
+@settings(deadline=None)
 @given(text=any_text, max_chars=st.integers(0, 200))
 def test_bounding_keeps_the_beginning(text: str, max_chars: int) -> None:
     content = bounded(text, max_chars)

@@ -1,4 +1,4 @@
-"""The program `agent-runner`: `serve` and `migrate`.
+"""The program `agent-runner`: `serve`, `migrate`, `agents` and `bench`.
 
 Exit codes: 0 it stopped or did as asked, 1 it could not, 2 a setting or an argument cannot be used, 3 the
 application failed while starting (its log says why).
@@ -7,6 +7,7 @@ application failed while starting (its log says why).
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
@@ -47,6 +49,9 @@ cli = typer.Typer(
     help="Runs LLM agents durably on Postgres, over HTTP.",
 )
 
+agents_cli = typer.Typer(no_args_is_help=True, help="List and save agents.")
+cli.add_typer(agents_cli, name="agents")
+
 
 class CannotGoOn(Exception):
     """What was asked for cannot be done; the text is for a person, `exit_code` for the shell."""
@@ -58,6 +63,7 @@ class CannotGoOn(Exception):
 
 def main() -> None:
     """The console script. Never shows a traceback for what a person can put right."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it: TOOL_MODULES may be in the folder one stands in
     try:
         cli(prog_name="agent-runner")
     except CannotGoOn as reason:
@@ -92,9 +98,7 @@ def serve(
 @cli.command()
 def migrate(
     revision: Annotated[str, typer.Option(help="Migrate up to this revision.")] = "head",
-    down: Annotated[
-        str | None, typer.Option(help="Migrate down to this revision; `base` is nothing.")
-    ] = None,
+    down: Annotated[str | None, typer.Option(help="Migrate down to this revision; `base` is nothing.")] = None,
 ) -> None:
     """Bring the database to a revision."""
     settings = _load_settings()
@@ -106,6 +110,41 @@ def migrate(
             else:
                 asyncio.run(migrations.downgrade(url, down))
     typer.echo(f"The database is at {down or revision}.")
+
+
+@agents_cli.command("list")
+def list_agents() -> None:
+    """Show the stored agents: name, current version, source and model."""
+    _with_agents("show_agents")
+
+
+@agents_cli.command("apply")
+def apply_agent(
+    file: Annotated[Path, typer.Argument(help="A YAML file with one agent.", exists=True, dir_okay=False)],
+) -> None:
+    """Save an agent from a YAML file, as PUT /agents/{name} would: a new version if its content changed."""
+    _with_agents("save_agent", file)
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure CPU time per run, throughput and latency (from a checkout; --help lists the options)."""
+    try:
+        benchmarks = importlib.import_module("benchmarks")
+    except ModuleNotFoundError as error:
+        raise CannotGoOn("the benchmarks are part of the repository: run this from a checkout of it") from error
+    sys.exit(benchmarks.main(context.args))
+
+
+def _with_agents(command: str, *arguments: Path) -> None:
+    # Imported here, so that the parent of worker processes does without all that an agent's definition needs.
+    agents = importlib.import_module("app.cli.agents")
+    settings = _load_settings()
+    with _signals_end_the_program(), _database(settings) as ready_settings:
+        try:
+            asyncio.run(getattr(agents, command)(ready_settings, *arguments))
+        except agents.REFUSALS as error:
+            raise CannotGoOn(str(error)) from error
 
 
 def create_worker_app() -> FastAPI:
@@ -195,9 +234,7 @@ async def _check_database(url: str) -> None:
     try:
         found = connection.get_server_version()
         if found.major < _OLDEST_POSTGRES:
-            raise CannotGoOn(
-                f"{_place(url)} is PostgreSQL {found.major}; {_OLDEST_POSTGRES} or later is needed"
-            )
+            raise CannotGoOn(f"{_place(url)} is PostgreSQL {found.major}; {_OLDEST_POSTGRES} or later is needed")
     finally:
         await connection.close()
 
@@ -233,9 +270,7 @@ def _banner(settings: Settings, listener: socket.socket) -> Callable[[], None]:
 
     def tell() -> None:
         if settings.log_format == "json":
-            get_logger(__name__).info(
-                "ready", url=url, version=release, database=database, workers=settings.workers
-            )
+            get_logger(__name__).info("ready", url=url, version=release, database=database, workers=settings.workers)
         else:
             workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
             typer.echo(f"agent-runner {release} ready on {url} ({database}, {workers})")
@@ -259,9 +294,7 @@ class _Server(uvicorn.Server):
 class _Supervisor(Multiprocess):
     """uvicorn's supervisor of workers, which tells when all of them have started."""
 
-    def __init__(
-        self, config: uvicorn.Config, sockets: list[socket.socket], on_ready: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], on_ready: Callable[[], None]) -> None:
         super().__init__(config, sockets)
         self._on_ready: Callable[[], None] | None = on_ready
 

@@ -1,0 +1,1 @@
+"""The operations, a file per group; each is documented by its own signature."""

@@ -1,0 +1,51 @@
+"""The service itself."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.answers import json_answer
+from app.api.dependencies import services_of
+from app.api.errors import unavailable
+from app.api.openapi import problems
+from app.api.route import ApiRoute
+from app.api.schemas.service import Alive, Info, Ready
+
+router = APIRouter(route_class=ApiRoute, tags=["service"])
+
+
+@router.get(
+    "/healthz",
+    operation_id="healthz",
+    summary="Whether the process answers",
+    response_model=Alive,
+    responses=problems(),
+)
+async def healthz(request: Request) -> Response:
+    return json_answer({"status": "ok"})
+
+
+@router.get(
+    "/readyz",
+    operation_id="readyz",
+    summary="Whether this replica can do its work",
+    response_model=Ready,
+    responses=problems(),
+)
+async def readyz(request: Request) -> Response:
+    """503 with the reason while the database is away, migrations are missing, or the replica drains."""
+    reason = await services_of(request).health.unready_reason()
+    return json_answer({"status": "ready"}) if reason is None else unavailable(request, reason)
+
+
+@router.get(
+    "/info",
+    operation_id="info",
+    summary="What this service is and can do",
+    response_model=Info,
+    responses=problems(),
+)
+async def info(request: Request) -> Response:
+    return json_answer(services_of(request).health.info())

@@ -1,0 +1,145 @@
+"""Query strings and headers, as FastAPI documents and `app.api.binding` reads them."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Header, Path
+from pydantic import AfterValidator, Field
+
+from app.api.schemas.fields import (
+    AGENT_NAME_PATTERN,
+    THREAD_ID_PATTERN,
+    Moment,
+    QueryBool,
+    QueryFloat,
+    QueryInt,
+    RequestModel,
+)
+from app.engine.status import RunStatus
+from app.services.run_queries import RunFilters
+
+_MAX_SEQ = 2**62
+
+
+def _key_and_value(text: str) -> str:
+    key, colon, _ = text.partition(":")
+    if not (key and colon):
+        raise ValueError("should be KEY:VALUE")
+    return text
+
+
+def _type_names(text: str) -> str:
+    if re.fullmatch(r"[a-z_]+(,[a-z_]+)*", text) is None:
+        raise ValueError("should be types of events with commas between them")
+    return text
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(UUID(text))
+    except ValueError:
+        raise ValueError("should be a run's id") from None
+
+
+RunIdPath = Annotated[str, Path(description="A run's id.")]
+ThreadIdPath = Annotated[str, Path(pattern=THREAD_ID_PATTERN, description="A thread's id.")]
+AgentNamePath = Annotated[str, Path(pattern=AGENT_NAME_PATTERN, description="An agent's name.")]
+IdempotencyKeyHeader = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[ -~]{1,255}$",
+        description="The same key and body within 24 hours answer with what was created the first time.",
+    ),
+]
+LastEventIdHeader = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="The last event that was seen; goes before `after`.")
+]
+
+_Limit = Annotated[QueryInt, Field(ge=1, le=100)]
+_Cursor = Annotated[str | None, Field(max_length=500, description="The last page's `next_cursor`.")]
+_RunId = Annotated[str, AfterValidator(_uuid)]
+_After = Annotated[QueryInt, Field(ge=0, le=_MAX_SEQ)]
+_Metadata = Annotated[
+    list[Annotated[str, AfterValidator(_key_and_value)]],
+    Field(max_length=32, description="`KEY:VALUE`, all must hold; `metadata.KEY=VALUE` is the same."),
+]
+_WaitS = Annotated[QueryFloat, Field(ge=0, le=300, description="Seconds; the run is answered as it stands then.")]
+
+
+class PageQuery(RequestModel):
+    limit: _Limit = 20
+    cursor: _Cursor = None
+
+
+class RunListQuery(PageQuery):
+    thread_id: str | None = None
+    agent: str | None = None
+    status: list[RunStatus] = Field(default=[], description="Any of these.")
+    parent_run_id: _RunId | None = None
+    metadata: _Metadata = Field(default_factory=list[str])
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+
+    def filters(self) -> RunFilters:
+        return RunFilters(
+            thread_id=self.thread_id,
+            agent=self.agent,
+            statuses=self.status,
+            parent_run_id=None if self.parent_run_id is None else UUID(self.parent_run_id),
+            metadata=metadata_of(self.metadata),
+            created_after=self.created_after,
+            created_before=self.created_before,
+        )
+
+
+class ThreadListQuery(PageQuery):
+    metadata: _Metadata = Field(default_factory=list[str])
+
+
+class CreateWaitQuery(RequestModel):
+    timeout_s: _WaitS = 300.0
+
+
+class WaitQuery(RequestModel):
+    timeout_s: _WaitS = 30.0
+
+
+class SeqPageQuery(RequestModel):
+    after: _After = 0
+    limit: _Limit = 20
+
+
+class MessageListQuery(SeqPageQuery):
+    include_compacted: QueryBool = Field(default=False, description="Also the messages that a summary stands for.")
+
+
+class AgentQuery(RequestModel):
+    version: Annotated[QueryInt, Field(ge=1, le=2**31 - 1)] | None = Field(
+        default=None, description="Absent: the current one."
+    )
+
+
+class StreamQuery(RequestModel):
+    types: Annotated[str, AfterValidator(_type_names)] | None = Field(
+        default=None, max_length=2000, description="Only these types, with commas between them."
+    )
+    deltas: QueryBool = Field(default=True, description="Whether deltas are sent.")
+
+    def wanted(self) -> frozenset[str] | None:
+        return None if self.types is None else frozenset(self.types.split(","))
+
+
+class RunStreamQuery(StreamQuery):
+    after: Annotated[QueryInt, Field(ge=0, le=_MAX_SEQ)] = Field(
+        default=0, description="The events after this seq; 0: from the start."
+    )
+    subagents: QueryBool = Field(default=False, description="Not available yet; true is refused.")
+
+
+def metadata_of(pairs: list[str]) -> dict[str, str]:
+    """`KEY:VALUE` strings as what must hold."""
+    return {key: value for key, _, value in (pair.partition(":") for pair in pairs)}
