@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -12,12 +13,16 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import structlog
 
 from app.db.database import Database
 from app.db.embedded import EmbeddedPostgres
 from app.db.migrate import upgrade
 
 _numbers = itertools.count(1)
+
+# Tests read what is logged at every level; by itself the package only speaks from warning on.
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
 
 
 @pytest.fixture(scope="session")
