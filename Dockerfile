@@ -21,6 +21,7 @@ FROM python:3.13-slim
 RUN useradd --uid 10001 --create-home --home-dir /home/agent-runner agent-runner \
     && install -d -o agent-runner -g agent-runner /data
 COPY --from=build /opt/agent-runner /opt/agent-runner
+COPY agents /home/agent-runner/agents
 
 USER agent-runner
 WORKDIR /home/agent-runner

@@ -165,7 +165,14 @@ async def leave(connection: Connection, incarnation: str) -> None:
     await connection.execute("DELETE FROM replicas WHERE incarnation = $1::uuid", incarnation)
 
 
-async def forget_dead_replicas(connection: Connection) -> None:
+async def forget_what_is_over(connection: Connection, limit: int) -> None:
+    """Remove replicas that died long ago and idempotency keys that no longer count, at most `limit` keys a call."""
+    await connection.execute(
+        """DELETE FROM idempotency_keys WHERE (tenant_id, key) IN (
+               SELECT tenant_id, key FROM idempotency_keys
+               WHERE created_at < clock_timestamp() - interval '24 hours' LIMIT $1)""",
+        limit,
+    )
     await connection.execute(
         """DELETE FROM replicas p WHERE heartbeat_at < clock_timestamp() - interval '1 hour'
            AND NOT EXISTS (SELECT 1 FROM runs WHERE owner = p.incarnation AND status = 'running')"""

@@ -44,8 +44,9 @@ from app.engine.store_errors import (
 )
 
 # How long an owner's write is sent again after the connection broke under it; below two thirds of the shortest lease.
-COMMIT_TRIES = 8
+COMMIT_TRIES = 12
 COMMIT_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 1.0
 
 _T = TypeVar("_T")
 
@@ -103,7 +104,7 @@ class PostgresRunStore:
             except (StoreUnavailable, *CONFLICTS) as error:
                 if attempt == COMMIT_TRIES or (isinstance(error, StoreUnavailable) and attempt > 2):
                     raise
-                await asyncio.sleep(COMMIT_PAUSE_S * attempt)
+                await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
     async def _created_before(self, new: NewRun) -> Created:
@@ -134,7 +135,10 @@ class PostgresRunStore:
             if earlier is not None:
                 return Created(await reading.get_run(connection, earlier[0], with_tools=True), replayed=True)
         holder = await connection.fetchval(
-            "SELECT holder_run_id FROM threads WHERE tenant_id = $1 AND thread_id = $2 FOR NO KEY UPDATE",
+            """INSERT INTO threads (thread_key, tenant_id, thread_id) VALUES ($1::uuid, $2, $3)
+               ON CONFLICT (tenant_id, thread_id) DO UPDATE SET updated_at = clock_timestamp()
+               RETURNING holder_run_id""",
+            new.thread_key,
             new.tenant_id,
             new.thread_id,
         )
@@ -183,7 +187,7 @@ class PostgresRunStore:
                 if attempt == COMMIT_TRIES:
                     raise
                 ambiguous = True
-            await asyncio.sleep(COMMIT_PAUSE_S * attempt)
+            await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
 
     async def append_deltas(self, batch: Sequence[DeltaWrite]) -> list[Committed | DeltaOutcome]:

@@ -22,6 +22,8 @@ CLAIM_EVERY_S = 1.0
 LOOK_EVERY_S = 1.0
 GUARD_EVERY_S = 0.5
 BATCH = 100
+SWEEP_EVERY_S = 60.0
+SWEEP_BATCH = 10_000
 
 log = get_logger(__name__)
 
@@ -95,6 +97,7 @@ class Worker:
             self._every("read-runs", LOOK_EVERY_S, self._look_for_events),
             self._every("due-runs", LOOK_EVERY_S, self._promote_due),
             self._every("recovery", self._lease_s / 3, self._recover),
+            self._every("sweep", SWEEP_EVERY_S, self._sweep),
         ]
 
     async def stop(self, grace_s: float) -> None:
@@ -167,6 +170,10 @@ class Worker:
             ready = await claims.promote_due(connection, BATCH)
         if ready:
             self._bus.queued()
+
+    async def _sweep(self) -> None:
+        async with self._database.connection() as connection:
+            await claims.forget_what_is_over(connection, SWEEP_BATCH)
 
     async def _recover(self) -> None:
         async with self._database.connection() as connection:

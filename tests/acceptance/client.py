@@ -33,7 +33,7 @@ class Client:
 
     def __init__(self, url: str) -> None:
         timeout = httpx.Timeout(DEADLINE_S, pool=None)
-        self.http = httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=url, timeout=timeout, trust_env=False, verify=False)
 
     async def __aenter__(self) -> Self:
         await self.http.__aenter__()

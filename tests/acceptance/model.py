@@ -44,7 +44,7 @@ class Model:
 
     def reset(self) -> None:
         """Forget what was scripted and what was received."""
-        httpx.post(self.base_url.removesuffix("/v1") + "/reset", trust_env=False).raise_for_status()
+        httpx.post(self.base_url.removesuffix("/v1") + "/reset", trust_env=False, verify=False).raise_for_status()
 
     def requests(self) -> list[dict[str, Any]]:
         """The bodies received since the last reset."""

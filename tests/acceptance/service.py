@@ -65,9 +65,10 @@ class Service:
         """Wait until /readyz says that it takes work."""
         self.listening()
         deadline = time.monotonic() + START_S
-        while (answer := httpx.get(self.url + "/readyz", trust_env=False)).status_code != 200:
-            assert time.monotonic() < deadline, f"never ready: {answer.text}\n{self.told()}"
-            time.sleep(0.02)
+        with httpx.Client(base_url=self.url, trust_env=False, verify=False) as http:
+            while (answer := http.get("/readyz")).status_code != 200:
+                assert time.monotonic() < deadline, f"never ready: {answer.text}\n{self.told()}"
+                time.sleep(0.02)
         return self
 
     def kill(self) -> None:

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from app.engine.agent import AgentDefinition
+from app.engine.messages import Message, Role
+from app.engine.records import Created, OnBusyThread, OnDisconnect
+from app.services.runs import CreatedMany
+from tests.unit.api.conftest import StubServices
+from tests.unit.api.records import RUN_ID, a_finished_run, a_run
+
+
+class Runs:
+    """Creates nothing and notes what was asked for."""
+
+    def __init__(self) -> None:
+        self.commands: list[Any] = []
+        self.keys: list[Any] = []
+        self.replayed = False
+
+    async def create(self, command: Any, key: Any) -> Created:
+        self.commands.append(command)
+        self.keys.append(key)
+        return Created(a_run(), replayed=self.replayed)
+
+    async def create_many(self, commands: Any, key: Any) -> CreatedMany:
+        self.commands += commands
+        self.keys.append(key)
+        return CreatedMany([a_run() for _ in commands], self.replayed)
+
+    async def wait(self, run_id: str, timeout_s: float) -> Any:
+        self.waited_s = timeout_s
+        return a_finished_run(run_id=run_id)
+
+    async def resume(self, run_id: str, limits: Any) -> Any:
+        self.limits = limits
+        return a_run(run_id=run_id)
+
+
+@pytest.fixture
+def runs(services: StubServices) -> Runs:
+    services.runs = Runs()
+
+    class Streams:
+        async def open_run(self, run_id: str, after: int, **_: Any) -> Any:
+            async def nothing() -> Any:
+                return
+                yield
+
+            return nothing()
+
+    services.streams = Streams()
+    return services.runs
+
+
+_MINIMAL = {"agent": "helper", "input": "hello"}
+
+
+async def test_a_run_is_created_with_a_place_to_look_for_it(
+    client: httpx.AsyncClient, runs: Runs, check: Callable[[str, object], None]
+) -> None:
+    answer = await client.post("/runs", json=_MINIMAL)
+    assert (answer.status_code, answer.headers["location"]) == (202, f"/runs/{RUN_ID}")
+    assert "idempotency-replayed" not in answer.headers
+    check("Run", answer.json())
+    command = runs.commands[0]
+    assert (command.agent, command.input) == ("helper", (Message(Role.USER, "hello"),))
+    assert (command.thread_id, command.start_after, runs.keys) == (None, None, [None])
+
+
+async def test_everything_that_a_request_says_reaches_the_service(client: httpx.AsyncClient, runs: Runs) -> None:
+    parts = [{"type": "text", "text": "look"}, {"type": "image_url", "image_url": {"url": "https://x/y.png"}}]
+    body = {
+        "agent": {"name": "inline", "model": "demo/echo", "limits": {"max_steps": 9}},
+        "input": [{"role": "system", "content": "be kind"}, {"role": "user", "content": parts}],
+        "thread_id": "customer-42",
+        "context": {"user": {"name": "Ann"}},
+        "metadata": {"team": "a"},
+        "limits": {"max_steps": 3, "max_wall_time_s": 1.5},
+        "model": "demo/other",
+        "instructions": "",
+        "tools": [],
+        "model_settings": {"temperature": 0},
+        "on_busy_thread": "reject",
+        "interaction_mode": "headless",
+        "on_disconnect": "cancel",
+        "start_after": "2026-01-31T09:00:00+01:00",
+        "user_id": "u",
+    }
+    assert (await client.post("/runs", json=body)).status_code == 202
+    command = runs.commands[0]
+    assert isinstance(command.agent, AgentDefinition)
+    assert command.agent.limits.max_steps == 9
+    assert command.input == (Message(Role.SYSTEM, "be kind"), Message(Role.USER, parts))
+    assert (command.thread_id, command.context) == ("customer-42", {"user": {"name": "Ann"}})
+    assert (command.metadata, command.user_id) == ({"team": "a"}, "u")
+    overrides = command.overrides
+    assert (overrides.model, overrides.instructions, overrides.tools) == ("demo/other", "", [])
+    assert (overrides.limits.max_steps, overrides.model_settings.temperature) == (3, 0)
+    assert (command.on_busy_thread, command.on_disconnect) == (OnBusyThread.REJECT, OnDisconnect.CANCEL)
+    assert command.start_after.isoformat() == "2026-01-31T08:00:00+00:00"
+
+
+@pytest.mark.parametrize("path", ["/runs", "/runs/wait", "/runs/stream"])
+@pytest.mark.parametrize(
+    ("change", "loc"),
+    [
+        ({"agent": None}, ["agent"]),
+        ({"agent": 5}, ["agent"]),
+        ({"agent": "no agent"}, ["agent"]),
+        ({"agent": "helper@latest"}, ["agent"]),
+        ({"agent": {"name": "a"}}, ["agent", "model"]),
+        ({"agent": {"name": "a", "model": "m", "subagents": []}}, ["agent", "subagents"]),
+        ({"agent": {"name": "a", "model": "m", "response_schema": {}}}, ["agent", "response_schema"]),
+        ({"agent": {"name": "a", "model": "m", "llm_failure_policy": "x"}}, ["agent", "llm_failure_policy"]),
+        ({"input": 5}, ["input"]),
+        ({"input": []}, ["input"]),
+        ({"input": {"role": "user", "content": "x"}}, ["input"]),
+        ({"input": [{"role": "assistant", "content": "x"}]}, ["input", 0, "role"]),
+        ({"input": [{"role": "user"}]}, ["input", 0, "content"]),
+        ({"input": [{"role": "user", "content": []}]}, ["input", 0, "content"]),
+        ({"input": [{"role": "user", "content": [{"type": "audio"}]}]}, ["input", 0, "content", 0]),
+        ({"input": [{"role": "user", "content": [{"type": "text"}]}]}, ["input", 0, "content", 0, "text"]),
+        ({"thread_id": ""}, ["thread_id"]),
+        ({"thread_id": "a/b"}, ["thread_id"]),
+        ({"thread_id": "a\n"}, ["thread_id"]),
+        ({"context": []}, ["context"]),
+        ({"metadata": {"a": 1}}, ["metadata", "a"]),
+        ({"metadata": {str(n): "" for n in range(33)}}, ["metadata"]),
+        ({"limits": {"max_steps": 0}}, ["limits", "max_steps"]),
+        ({"limits": {"max_steps": "3"}}, ["limits", "max_steps"]),
+        ({"limits": {"max_steps": True}}, ["limits", "max_steps"]),
+        ({"limits": {"max_steps": 2**60}}, ["limits", "max_steps"]),
+        ({"limits": {"max_subagent_depth": 2}}, ["limits", "max_subagent_depth"]),
+        ({"model": ""}, ["model"]),
+        ({"tools": ["a b"]}, ["tools", 0]),
+        ({"model_settings": {"temperature": "hot"}}, ["model_settings", "temperature"]),
+        ({"model_settings": {"seed": 2**63 - 1, "stop": 5}}, ["model_settings", "stop"]),
+        ({"on_busy_thread": "wait"}, ["on_busy_thread"]),
+        ({"interaction_mode": "external"}, ["interaction_mode"]),
+        ({"on_disconnect": "x"}, ["on_disconnect"]),
+        ({"start_after": "2026-01-31T08:00:00"}, ["start_after"]),
+        ({"start_after": 5}, ["start_after"]),
+        ({"start_after": "5"}, ["start_after"]),
+        ({"start_after": "9999-12-31T23:59:59-14:00"}, ["start_after"]),
+        ({"response_schema": {}}, ["response_schema"]),
+        ({"user_id": 5}, ["user_id"]),
+    ],
+)
+async def test_a_bad_field_is_named(
+    client: httpx.AsyncClient, runs: Runs, path: str, change: dict[str, Any], loc: list[str | int]
+) -> None:
+    answer = await client.post(path, json={**_MINIMAL, **change})
+    assert answer.status_code == 422
+    assert ["body", *loc] in [error["loc"] for error in answer.json()["errors"]], answer.text
+    assert runs.commands == []
+
+
+async def test_every_bad_field_is_named_at_once(client: httpx.AsyncClient, runs: Runs) -> None:
+    answer = await client.post("/runs", json={"inputs": "x", "limits": {"max_steps": 0}})
+    locs = [error["loc"] for error in answer.json()["errors"]]
+    assert sorted(map(str, locs)) == sorted(
+        map(str, [["body", "agent"], ["body", "input"], ["body", "inputs"], ["body", "limits", "max_steps"]])
+    )
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "5", '"text"'])
+async def test_a_body_is_an_object(client: httpx.AsyncClient, runs: Runs, body: str) -> None:
+    answer = await client.post("/runs", content=body)
+    assert (answer.status_code, answer.json()["errors"][0]["loc"]) == (422, ["body"])
+
+
+async def test_the_three_ways_to_create_a_run_share_their_keys(client: httpx.AsyncClient, runs: Runs) -> None:
+    header = {"Idempotency-Key": "k"}
+    await client.post("/runs", content=b'{"agent": "helper", "input": "hello"}', headers=header)
+    await client.post("/runs/wait", content=b'{"input": "hello", "agent": "helper"}', headers=header)
+    await client.post("/runs/stream", json=_MINIMAL, headers=header)
+    await client.post("/runs", json={**_MINIMAL, "user_id": "u"}, headers=header)
+    await client.post("/runs/batch", json={"items": [_MINIMAL]}, headers=header)
+    hashes = [key.request_hash for key in runs.keys]
+    assert {key.key for key in runs.keys} == {"k"}
+    assert hashes[0] == hashes[1] == hashes[2]
+    assert len(set(hashes)) == 3
+
+
+async def test_a_replay_says_so(client: httpx.AsyncClient, runs: Runs) -> None:
+    runs.replayed = True
+    header = {"Idempotency-Key": "k"}
+    for path, body in (
+        ("/runs", _MINIMAL),
+        ("/runs/wait", _MINIMAL),
+        ("/runs/stream", _MINIMAL),
+        ("/runs/batch", {"items": [_MINIMAL]}),
+    ):
+        answer = await client.post(path, json=body, headers=header)
+        assert answer.headers["idempotency-replayed"] == "true", path
+
+
+async def test_a_batch_has_1_to_100_runs(
+    client: httpx.AsyncClient, runs: Runs, check: Callable[[str, object], None]
+) -> None:
+    answer = await client.post("/runs/batch", json={"items": [_MINIMAL] * 3})
+    assert answer.status_code == 202
+    check("RunsCreated", answer.json())
+    assert len(runs.commands) == 3
+    for items in ([], [_MINIMAL] * 101, [{**_MINIMAL, "x": 1}]):
+        assert (await client.post("/runs/batch", json={"items": items})).status_code == 422
+    assert len(runs.commands) == 3
+
+
+async def test_a_wait_is_300_seconds_or_as_asked(client: httpx.AsyncClient, runs: Runs) -> None:
+    answer = await client.post("/runs/wait", json=_MINIMAL)
+    assert (answer.status_code, answer.json()["status"], runs.waited_s) == (200, "completed", 300)
+    await client.post("/runs/wait?timeout_s=0.5", json=_MINIMAL)
+    assert runs.waited_s == 0.5
+    await client.get(f"/runs/{RUN_ID}/wait")
+    assert runs.waited_s == 30
+
+
+async def test_resume_takes_limits_or_nothing(client: httpx.AsyncClient, runs: Runs) -> None:
+    await client.post("/runs/r/resume")
+    assert runs.limits is None
+    await client.post("/runs/r/resume", json={"limits": {"max_steps": 40}})
+    assert runs.limits.max_steps == 40
+
+
+async def test_an_agent_may_repeat_the_name_in_its_path_but_no_other(
+    client: httpx.AsyncClient, services: StubServices
+) -> None:
+    class Agents:
+        async def put(self, name: str, settings: Any) -> Any:
+            raise RuntimeError((name, settings.model))
+
+    services.agents = Agents()
+    assert (await client.put("/agents/a", json={"name": "a", "model": "m"})).status_code == 500
+    assert (await client.put("/agents/a", json={"name": "b", "model": "m"})).status_code == 422
+    assert (await client.put("/agents/a", json={})).status_code == 422
