@@ -184,7 +184,9 @@ def problem(
 
 
 async def _known(request: Request, error: Exception) -> Response:
-    code = next(CODES[kind] for kind in type(error).__mro__ if kind in CODES)
+    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), None)
+    if code is None:
+        raise error  # none that a request should meet: for the edge to answer
     match error:
         case InvalidRequest():
             errors = [{"loc": each.loc, "msg": each.msg} for each in error.problems]

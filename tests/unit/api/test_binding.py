@@ -93,9 +93,7 @@ async def test_a_bad_query_names_its_parameter(
 
 
 @pytest.mark.parametrize("query", ["%ff=%fe", "agent=%ff%fe", "agent=%ED%A0%80", "&&&", "=", "agent=%", "cursor=%zz"])
-async def test_a_garbled_query_is_no_error_of_ours(
-    client: httpx.AsyncClient, asked: list[Any], query: str
-) -> None:
+async def test_a_garbled_query_is_no_error_of_ours(client: httpx.AsyncClient, asked: list[Any], query: str) -> None:
     assert (await client.get(f"/runs?{query}")).status_code in (200, 422)
 
 
@@ -164,4 +162,3 @@ def test_an_endpoint_that_asks_for_what_nobody_knows_is_refused_at_once() -> Non
 
     with pytest.raises(TypeError, match="run_id"):
         Binder(endpoint, takes_body=False)
-

@@ -30,7 +30,7 @@ def _nested(levels: int) -> bytes:
         b'{"a": 1e308, "b": 0.1234567890123456789}',
         '{"a": "\u2028 \U0001f600 \u0085"}'.encode(),
         b'{"a": "\\ud83d\\ude00"}',
-        b'[' + b'{"a": 1},' * 200 + b"1]",
+        b"[" + b'{"a": 1},' * 200 + b"1]",
         _nested(MAX_DEPTH),
     ],
 )
@@ -100,9 +100,7 @@ def created(services: StubServices) -> list[Any]:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b" { } "])
-async def test_an_empty_body_is_an_empty_object(
-    client: httpx.AsyncClient, created: list[Any], body: bytes
-) -> None:
+async def test_an_empty_body_is_an_empty_object(client: httpx.AsyncClient, created: list[Any], body: bytes) -> None:
     await client.post("/threads", content=body)
     assert created == [(None, {})]
 
@@ -127,11 +125,16 @@ async def test_json_under_any_of_its_names_is_read(
 
 @pytest.mark.parametrize(
     "content_type",
-    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/jsonx", "", "json"],
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonx",
+        "",
+        "json",
+    ],
 )
-async def test_another_media_type_is_415(
-    client: httpx.AsyncClient, created: list[Any], content_type: str
-) -> None:
+async def test_another_media_type_is_415(client: httpx.AsyncClient, created: list[Any], content_type: str) -> None:
     answer = await client.post("/threads", content=b"{}", headers={"Content-Type": content_type})
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_media_type")
     assert created == []

@@ -10,6 +10,7 @@ from app.api.errors import CODES, STATUS, ProblemCode, RequestError
 from app.engine.status import RunStatus
 from app.engine.store_errors import (
     AgentChanged,
+    DamagedCheckpoint,
     IdempotencyMismatch,
     LimitReached,
     RunConflict,
@@ -31,8 +32,8 @@ from app.services.errors import (
 )
 from tests.unit.api.conftest import StubServices
 
-# Only ever raised while the service starts.
-_NOT_OF_REQUESTS = {AgentFileError}
+# Raised while the service starts, and while a run goes on.
+_NOT_OF_REQUESTS = {AgentFileError, DamagedCheckpoint}
 
 
 @pytest.fixture
