@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -25,12 +26,12 @@ _numbers = itertools.count(1)
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL of a server's own database; its `template_runs` is migrated, ready to be copied."""
+@contextmanager
+def server_with_template(bin_dir: Path | None = None) -> Iterator[str]:
+    """A server for a session; the URL of its own database. Its `template_runs` is migrated, ready to be copied."""
     # Not below pytest's own folder: every new session shuts that for the account that Postgres runs under.
     folder = tempfile.mkdtemp(prefix="agent-runner-tests-")
-    server = EmbeddedPostgres(Path(folder))
+    server = EmbeddedPostgres(Path(folder), bin_dir=bin_dir)
     url = server.start()
 
     async def prepare() -> None:
@@ -50,15 +51,27 @@ def postgres_server() -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-async def database_url(postgres_server: str) -> AsyncIterator[str]:
-    """A database of its own for this test, migrated and empty."""
+@asynccontextmanager
+async def fresh_database(server_url: str) -> AsyncIterator[str]:
+    """The URL of a database of its own on that server, migrated and empty."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    admin = await asyncpg.connect(postgres_server)
+    admin = await asyncpg.connect(server_url)
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE template_runs STRATEGY file_copy")
-    yield database_of(postgres_server, name)
+    yield database_of(server_url, name)
     await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
     await admin.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    with server_with_template() as url:
+        yield url
+
+
+@pytest.fixture
+async def database_url(postgres_server: str) -> AsyncIterator[str]:
+    async with fresh_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import asyncpg
 import psutil
 import pytest
 
@@ -44,6 +47,24 @@ async def test_a_reader_that_drops_again_and_again_misses_and_repeats_nothing(
         assert [sent.raw for sent in replay] == [sent.raw for sent in seen]
     deltas = [event["data"]["delta"] for event in of_type([sent.event for sent in seen], "text_delta")]
     assert "".join(deltas) == "".join(WORDS)
+
+
+async def test_a_slow_write_of_text_does_not_cost_the_run_its_attempt(
+    client: Client, shared_database: asyncpg.Connection[Any], model: Model
+) -> None:
+    model.script(Reply(text=WORDS, chunk_delay_s=0.005))
+    run_id = (await client.create(agent=an_agent(), input="Go."))["run_id"]
+    async with client.stream(run_id, types="text_delta") as events:
+        await anext(events)
+        async with shared_database.transaction():
+            # Deltas cannot be written until the whole answer is here and wants to be written too.
+            await shared_database.execute("LOCK TABLE run_events IN SHARE MODE")
+            await model.idle()
+        seen = [sent.event async for sent in events]
+    done = await client.get(run_id)
+    assert (done["status"], done["attempt"]) == ("completed", 1)
+    assert seen
+    check_log(await client.events(run_id), done)
 
 
 async def test_from_every_place_in_the_log_the_rest_is_the_same_on_either_replica(

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
 import pytest
 
 from app.db.database import Database
 from app.engine.ports import RunStore
+from tests.conftest import fresh_database, server_with_template
 from tests.contract.stores import Subject, memory_subject, postgres_subject
+
+OLDEST_POSTGRES = Path("/usr/lib/postgresql/15/bin")
 
 
 @pytest.fixture
@@ -19,7 +25,22 @@ async def postgres(database: Database) -> Subject:
     return await postgres_subject(database)
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(scope="session")
+def oldest_server() -> Iterator[str]:
+    with server_with_template(OLDEST_POSTGRES) as url:
+        yield url
+
+
+@pytest.fixture
+async def oldest_postgres(oldest_server: str) -> AsyncIterator[Subject]:
+    """The oldest supported server, where Debian has installed it."""
+    async with fresh_database(oldest_server) as url:
+        database = await Database.connect(url)
+        yield await postgres_subject(database)
+        await database.close()
+
+
+@pytest.fixture(params=["memory", "postgres", *(["oldest_postgres"] if OLDEST_POSTGRES.exists() else [])])
 def subject(request: pytest.FixtureRequest) -> Subject:
     return request.getfixturevalue(request.param)
 

@@ -55,16 +55,18 @@ class EmbeddedPostgres:
     only the server's account may enter.
     """
 
-    def __init__(self, data_dir: Path, *, timeout_s: float = 60.0) -> None:
+    def __init__(self, data_dir: Path, *, timeout_s: float = 60.0, bin_dir: Path | None = None) -> None:
         """
         Args:
             data_dir: Folder for the cluster, the server's log and the locks; made if missing.
             timeout_s: How long `start` and `stop` may each wait, in seconds; crash recovery is the longest.
+            bin_dir: The folder of another installation's `postgres` and `initdb`; None for the wheel's.
         """
         self._data_dir = data_dir.resolve()
         self._cluster = self._data_dir / "postgres"
         self._log_path = self._data_dir / "postgres.log"
         self._timeout_s = timeout_s
+        self._bin_dir = bin_dir
         self._share: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
@@ -114,7 +116,7 @@ class EmbeddedPostgres:
             self._leave(deadline)
 
     def _ensure_running(self, deadline: float) -> Postmaster:
-        bin_dir = _bin_dir()
+        bin_dir = self._bin_dir or _bin_dir()
         account = server_account(self._cluster)
         if account is not None:
             account.admit(self._cluster)
@@ -134,7 +136,9 @@ class EmbeddedPostgres:
         if account is not None:
             os.chown(aside, account.uid, account.gid)
         initdb = [bin_dir / "initdb", "-D", aside, "--username=postgres", "--auth=trust", "--encoding=UTF8"]
-        initdb += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        initdb += ["--locale=C"]
+        if self._bin_dir is None:  # known from version 17 on
+            initdb += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         _run(initdb, account, deadline)
         single_user = [bin_dir / "postgres", "--single", "-D", aside, "-c", "exit_on_error=on", "template1"]
         _run(single_user, account, deadline, stdin=f"CREATE DATABASE {DATABASE}\n")
