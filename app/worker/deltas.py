@@ -75,7 +75,7 @@ class DeltaLog:
 
     async def settle(self) -> Fence:
         """Wait for the write in flight; the fence is then the caller's until it is set anew."""
-        if self.in_flight is not None:
+        while self.in_flight is not None:  # the next one may be under way before this task gets its turn
             await asyncio.shield(self.in_flight)
         return self.fence
 

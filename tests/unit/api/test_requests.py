@@ -21,6 +21,8 @@ class Runs:
         self.commands: list[Any] = []
         self.keys: list[Any] = []
         self.replayed = False
+        self.waited_s = 0.0
+        self.limits: Any = None
 
     async def create(self, command: Any, key: Any) -> Created:
         self.commands.append(command)

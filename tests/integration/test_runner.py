@@ -1,0 +1,120 @@
+"""The in-process Runner: the same engine with the same results, without a service."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from app import Agent, Runner, RunnerConfig, ToolContext, tool
+from app.engine.limits import Limits
+from app.engine.status import RunStatus
+from app.engine.store_errors import LimitReached, RunConflict, RunNotFound
+from app.llm.scripted import ScriptedModel
+
+
+@tool(effect="read_only")
+def add(a: int, b: int, context: ToolContext) -> int:
+    """Add two numbers."""
+    assert context.run_id
+    return a + b
+
+
+CALLS = {"tool_calls": [{"name": "add", "arguments": {"a": 2, "b": 3}}, {"name": "add", "arguments": {"a": 4, "b": 5}}]}
+SUMS = [CALLS, {"text": "5 and 9"}]
+SLOW = [{"text": "too late", "delay_s": 60}]
+
+
+def adder(**settings: object) -> Agent:
+    return Agent("adder", "scripted/sums", tools=[add], **settings)
+
+
+def scripted(turns: list[dict[str, object]]) -> Runner:
+    return Runner(model_client=ScriptedModel(turns))
+
+
+def test_run_sync_answers_with_a_whole_result() -> None:
+    result = scripted(SUMS).run_sync(adder(), user_message="add them")
+    assert (result.state, result.final_text, result.error) == (RunStatus.COMPLETED, "5 and 9", None)
+    assert [(each.tool_name, each.success, each.output) for each in result.tool_executions] == [
+        ("add", True, 5),
+        ("add", True, 9),
+    ]
+    assert {each.agent_path for each in result.tool_executions} == {"adder"}
+    assert result.usage_aggregate["llm_calls"] == 2
+    assert result.state_snapshot["step"] == 2
+    assert result.requested_model == "scripted/sums"
+
+
+async def test_run_sync_inside_an_event_loop_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match=r"await runner\.run"):
+        scripted(SUMS).run_sync(adder(), user_message="add them")
+
+
+async def test_a_stream_has_every_event_in_order_and_then_the_result() -> None:
+    stream = await scripted(SUMS).run_stream(adder(), user_message="add them")
+    with pytest.raises(RuntimeError):
+        _ = stream.result
+    events = [event async for event in stream]
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert (events[0].type, events[-1].type) == ("run_started", "run_completed")
+    assert stream.result.final_text == "5 and 9"
+
+
+async def test_a_thread_remembers_and_a_second_run_waits_for_the_first() -> None:
+    model = ScriptedModel([{"text": "noted"}])
+    runner = Runner(model_client=model)
+    async with runner:
+        first, second = await asyncio.gather(
+            runner.run(adder(), user_message="one", thread_id="t"),
+            runner.run(adder(), user_message="two", thread_id="t"),
+        )
+    assert first.state is second.state is RunStatus.COMPLETED
+    thread_key = (await runner.store.get(first.run_id)).thread_key
+    texts = [entry.message.text() for entry in await runner.store.messages_after(thread_key, 0)]
+    assert texts == ["one", "noted", "two", "noted"]
+
+
+@pytest.mark.parametrize("state", [RunStatus.CANCELLED, RunStatus.INTERRUPTED])
+async def test_a_handle_ends_a_run_in_the_middle_of_a_model_call(state: RunStatus) -> None:
+    handle = await scripted(SLOW).run_handle(adder(), user_message="wait")
+    async for event in handle.events:
+        if event.type == "llm_called":
+            await (handle.cancel() if state is RunStatus.CANCELLED else handle.interrupt())
+    result = await handle.await_result()
+    assert (result.state, result.final_text) == (state, "")
+
+
+async def test_a_handle_pauses_at_a_step_boundary_and_goes_on() -> None:
+    handle = await scripted(SUMS).run_handle(adder(), user_message="add them")
+    await handle.pause()
+    types: list[str] = []
+    async for event in handle.events:
+        types.append(event.type)
+        if event.type == "run_paused":
+            await handle.resume()
+    assert types.index("run_paused") < types.index("run_resumed") < types.index("run_completed")
+    assert (await handle.await_result()).final_text == "5 and 9"
+
+
+async def test_a_run_that_met_its_time_limit_is_resumed_and_completes() -> None:
+    turns: list[dict[str, object]] = [{"text": "late", "delay_s": 0.2}]
+    runner = scripted(turns)
+    result = await runner.run(adder(limits={"max_wall_time_s": 0.05}), user_message="wait")
+    assert (result.state, result.error and result.error["code"]) == (RunStatus.INTERRUPTED, "wall_time")
+    resumed = await runner.resume(adder(), run_id=result.run_id, limits=Limits(max_wall_time_s=30))
+    assert (resumed.state, resumed.final_text, resumed.run_id) == (RunStatus.COMPLETED, "late", result.run_id)
+
+
+async def test_a_resume_that_cannot_be_names_its_reason() -> None:
+    runner = Runner(RunnerConfig(limits=Limits(max_steps=1)), model_client=ScriptedModel(SUMS))
+    result = await runner.run(adder(), user_message="add them")
+    assert (result.state, result.error and result.error["code"]) == (RunStatus.FAILED, "max_steps")
+    with pytest.raises(LimitReached, match="max_steps"):
+        await runner.resume(adder(), run_id=result.run_id)
+    with pytest.raises(RunConflict, match="belongs to thread"):
+        await runner.resume(adder(), run_id=result.run_id, thread_id="another")
+    with pytest.raises(RunNotFound):
+        await runner.resume(adder(), run_id="no-such-run")
+    resumed = await runner.resume(adder(), run_id=result.run_id, limits=Limits(max_steps=2))
+    assert resumed.final_text == "5 and 9"

@@ -1,0 +1,205 @@
+"""What a replica does in the background: deltas on their way, recovery, and runs that it does not know."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from app.db import claims
+from app.db.database import Database
+from app.db.run_store import PostgresRunStore
+from app.engine.errors import RunError
+from app.engine.events import EventType
+from app.engine.records import Fence
+from app.engine.status import RunStatus
+from app.event_bus.memory import MemoryBus
+from app.worker.deltas import DeltaGatherer, DeltaLog
+from app.worker.lease import Lease
+from tests.contract.stores import (
+    OTHER_OWNER,
+    OWNER,
+    Owner,
+    a_run,
+    create_started,
+    events_of,
+    new_id,
+    postgres_subject,
+    types_of,
+)
+
+
+@pytest.fixture
+async def store(database: Database) -> PostgresRunStore:
+    subject = await postgres_subject(database)
+    assert isinstance(subject.store, PostgresRunStore)
+    return subject.store
+
+
+@asynccontextmanager
+async def gathering(store: PostgresRunStore, bus: MemoryBus) -> AsyncIterator[DeltaGatherer]:
+    gatherer = DeltaGatherer(store, bus, time.monotonic)
+    bus.on_watched(gatherer.noticed)
+    gatherer.start()
+    yield gatherer
+    await gatherer.stop()
+
+
+def log_of(owner: Owner, lost: list[str] | None = None) -> DeltaLog:
+    return DeltaLog(owner.new.identity, owner.fence, lambda: (lost if lost is not None else []).append(owner.run_id))
+
+
+async def text_of(store: PostgresRunStore, run_id: str) -> str:
+    events = await events_of(store, run_id)
+    return "".join(event.as_dict()["data"]["delta"] for event in events if event.type == "text_delta")
+
+
+async def test_what_a_reader_waits_for_is_written_and_handed_over(store: PostgresRunStore) -> None:
+    owner = await create_started(store)
+    bus = MemoryBus()
+    async with gathering(store, bus) as gatherer:
+        deltas = log_of(owner)
+        with bus.subscribe(owner.run_id) as reader:
+            for text in ("a", "b", "c"):
+                deltas.add(EventType.TEXT_DELTA, text)
+                gatherer.touched(deltas)
+            assert await reader.wait(5)
+            await deltas.settle()
+        assert await text_of(store, owner.run_id) == "abc"
+        # The fence is the one that the next write needs.
+        owner.fence = deltas.fence
+        await owner.finish()
+
+
+async def test_text_that_nobody_reads_waits_until_someone_does(store: PostgresRunStore) -> None:
+    owner = await create_started(store)
+    bus = MemoryBus()
+    async with gathering(store, bus) as gatherer:
+        deltas = log_of(owner)
+        deltas.add(EventType.TEXT_DELTA, "late")
+        gatherer.touched(deltas)
+        await asyncio.sleep(0)
+        assert await text_of(store, owner.run_id) == ""
+        with bus.subscribe(owner.run_id) as reader:
+            assert await reader.wait(5)
+        assert await text_of(store, owner.run_id) == "late"
+
+
+async def test_one_run_that_was_lost_does_not_take_the_others_text_with_it(store: PostgresRunStore) -> None:
+    lost_run, kept_run = await create_started(store), await create_started(store)
+    await store.stop(lost_run.run_id, RunStatus.CANCELLED, RunError("cancelled", "by the test"))
+    lost: list[str] = []
+    bus = MemoryBus()
+    async with gathering(store, bus) as gatherer:
+        with bus.subscribe(kept_run.run_id) as reader, bus.subscribe(lost_run.run_id):
+            for owner in (lost_run, kept_run):
+                deltas = log_of(owner, lost)
+                deltas.add(EventType.TEXT_DELTA, "text")
+                gatherer.touched(deltas)
+            assert await reader.wait(5)
+    assert lost == [lost_run.run_id]
+    assert await text_of(store, kept_run.run_id) == "text"
+    assert (await types_of(store, lost_run.run_id))[-1] == "run_cancelled"
+
+
+async def test_text_behind_a_lock_is_written_when_the_lock_is_gone(store: PostgresRunStore, database: Database) -> None:
+    owner = await create_started(store)
+    bus = MemoryBus()
+    async with gathering(store, bus) as gatherer, database.connection() as connection:
+        deltas = log_of(owner)
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM runs WHERE run_id = $1::uuid FOR UPDATE", owner.run_id)
+            with bus.subscribe(owner.run_id) as reader:
+                deltas.add(EventType.TEXT_DELTA, "first ")
+                gatherer.touched(deltas)
+                assert not await reader.wait(0.1)
+        deltas.add(EventType.TEXT_DELTA, "second")
+        with bus.subscribe(owner.run_id) as reader:
+            gatherer.touched(deltas)
+            assert await reader.wait(5)
+    assert await text_of(store, owner.run_id) == "first second"
+
+
+async def beat(database: Database, replica: str) -> None:
+    async with database.connection() as connection:
+        await claims.beat(connection, replica, "host", 1, draining=False)
+
+
+async def test_runs_of_a_dead_replica_go_back_to_the_queue_and_those_of_a_live_one_stay(
+    store: PostgresRunStore, database: Database
+) -> None:
+    orphan, kept = await create_started(store), await create_started(store)
+    await database.pool.execute("UPDATE runs SET owner = $1 WHERE run_id = $2", OTHER_OWNER, kept.run_id)
+    await beat(database, OTHER_OWNER)
+    async with database.connection() as connection:
+        assert await claims.requeue_orphans(connection, 15, 100) == (1, [])
+    assert (await store.get(orphan.run_id)).status is RunStatus.QUEUED
+    assert (await store.get(kept.run_id)).status is RunStatus.RUNNING
+    assert await orphan.write() is None  # the zombie's write
+    (claim,) = await store.claim(OTHER_OWNER, 10)
+    loaded = await store.load(claim.fence.run_id)
+    assert (loaded.resume_reason, claim.attempt) == ("crash", 2)
+
+
+async def test_only_a_run_that_crashes_again_and_again_without_a_step_is_poisoned(
+    store: PostgresRunStore, database: Database
+) -> None:
+    await create_started(store)
+    for crash in range(1, claims.MAX_CRASHES + 1):
+        async with database.transaction() as connection:
+            requeued, poisoned = await claims.requeue_orphans(connection, 15, 100)
+            assert (requeued, len(poisoned)) == ((1, 0) if crash < claims.MAX_CRASHES else (0, 1))
+            for run_id in poisoned:
+                stopped = await claims.poison(connection, run_id)
+                assert stopped.run.error is not None
+                assert (stopped.run.status, stopped.run.error.code) == (RunStatus.FAILED, "poisoned")
+        await store.claim(OWNER, 10)
+
+
+async def test_a_committed_step_wipes_earlier_crashes_out(store: PostgresRunStore, database: Database) -> None:
+    owner = await create_started(store)
+    for _ in range(2 * claims.MAX_CRASHES):
+        async with database.connection() as connection:
+            assert await claims.requeue_orphans(connection, 15, 100) == (1, [])
+        (claim,) = await store.claim(OWNER, 10)
+        owner.fence = claim.fence
+        await owner.ask("look")
+        await owner.close_step()
+
+
+async def test_a_claim_whose_answer_was_lost_is_found_and_recovered(
+    store: PostgresRunStore, database: Database
+) -> None:
+    owner = await create_started(store)
+    await beat(database, OWNER)
+    async with database.connection() as connection:
+        owned = await claims.owned_runs(connection, OWNER)
+        assert owned == {owner.run_id: owner.fence.epoch}
+        await claims.disown(connection, OWNER, owned)
+        assert await claims.requeue_orphans(connection, 15, 100) == (1, [])
+
+
+async def test_a_lease_is_held_only_while_the_main_loop_ticks(database_url: str, database: Database) -> None:
+    replica = new_id()
+    peers: list[int] = []
+    lease = Lease(database_url, replica, 2.0, peers.append)
+    await lease.start()
+    assert lease.held()
+    assert peers == [0]
+    async with asyncio.timeout(10):
+        while lease.held():  # nobody ticks
+            await asyncio.sleep(0.05)
+        while not lease.held():
+            lease.tick()
+            await asyncio.sleep(0.05)
+    await lease.stop()
+    assert await database.pool.fetchval("SELECT count(*) FROM replicas") == 0
+
+
+async def test_a_fence_of_another_run_writes_nothing(store: PostgresRunStore) -> None:
+    owner = await create_started(store)
+    owner.fence = Fence(a_run().run_id, owner.fence.epoch, owner.fence.write_no)
+    assert await owner.write() is None
