@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 from uuid_utils.compat import uuid7
 
 from app.db.database import Database
+from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
-from app.db.run_store import PostgresRunStore
 from app.engine.limits import SERVICE_LIMITS
+from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
 from app.services.agents import AgentService
@@ -26,6 +27,8 @@ from app.services.runs import RunService
 from app.services.threads import ThreadService
 from app.settings import Settings
 from app.telemetry.logs import get_logger
+from app.telemetry.metrics import Labels, Metrics
+from app.tools.metered import MeteredTools
 from app.tools.registry import ToolRegistry
 from app.worker.deltas import DeltaGatherer
 from app.worker.driver import DriverPorts
@@ -49,16 +52,18 @@ class Replica:
         self._settings = settings
         self._database = database
         self._tools = tools
-        self._models = build_model_client(config)
+        metrics = Metrics()
+        self._models = build_model_client(config, metrics=metrics)
         self._bus = PostgresBus(direct_url, owner)
-        store = PostgresRunStore(database)
+        store = MeteredRunStore(database, metrics)
         self._deltas = DeltaGatherer(store, self._bus, time.monotonic)
-        ports = DriverPorts(store, self._models, tools, self._bus, self._deltas, time.monotonic)
+        ports = DriverPorts(store, self._models, MeteredTools(tools, metrics), self._bus, self._deltas, time.monotonic)
         executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
         executor.accepting = False
         claim_loop = ClaimLoop(store, executor, self._bus)
         lease = Lease(direct_url, owner, settings.lease_s, self._peers_counted)
-        self._worker = Worker(database, executor, self._bus, claim_loop, lease, settings.lease_s)
+        self._worker = Worker(database, executor, self._bus, claim_loop, lease, settings.lease_s, metrics)
+        _add_gauges(metrics, database, executor, self._bus)
         self._bus.on_control(executor.signal)
         self._bus.on_watched(self._deltas.noticed)
         self._agents = agent_service(settings, database, tools)
@@ -81,6 +86,7 @@ class Replica:
             agents=self._agents,
             tools=tools,
             health=Health(database, lambda: executor.accepting, _about(settings, config)),
+            metrics=metrics,
         )
 
     async def start(self) -> None:
@@ -98,6 +104,7 @@ class Replica:
         """Begin to stop, once: no new runs, those under way go back to the queue at their next commit."""
         if self._draining is None:
             self.services.runs.close()
+            self._bus.close_readers()
             stopping = self._worker.stop(self._settings.shutdown_grace_s)
             self._draining = asyncio.create_task(stopping, name="drain")
         return self._draining
@@ -164,6 +171,25 @@ def _model_config(settings: Settings) -> ModelConfig:
         openai_base_url=settings.openai_base_url,
         scripts_dir=scripts if scripts.is_dir() else None,
     )
+
+
+def _add_gauges(metrics: Metrics, database: Database, executor: LocalExecutor, bus: MemoryBus) -> None:
+    def connections() -> Iterator[tuple[int, Labels]]:
+        for use in database.pool_use():
+            yield use.used, {"pool": use.pool, "state": "used"}
+            yield use.idle, {"pool": use.pool, "state": "idle"}
+
+    metrics.gauge(
+        "agent_runner.runs.under_way",
+        "Runs that this replica executes now.",
+        lambda: [(len(executor.under_way()), {})],
+    )
+    metrics.gauge(
+        "agent_runner.subscribers",
+        "Who follows events here now: streams, and callers that wait for a run.",
+        lambda: [(bus.subscribers(), {})],
+    )
+    metrics.gauge("agent_runner.db.connections", "Open database connections, by pool and state.", connections)
 
 
 def _about(settings: Settings, config: ModelConfig) -> dict[str, Any]:

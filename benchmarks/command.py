@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from contextlib import suppress
@@ -83,12 +84,14 @@ def _options(argv: list[str] | None) -> Options:
 
 
 def _run(options: Options) -> int:
+    load = os.getloadavg()[0]
     with running_stage(options.workers) as stage:
         report = Report(
             started_at=datetime.now(UTC),
             commit=commit(),
             postgres=stage.postgres,
             settings={"runs": options.runs, "workers": options.workers},
+            load=load,
             ready_s=stage.ready_s,
             figures=[],
         )

@@ -33,6 +33,7 @@ class Report:
         started_at: in UTC.
         postgres: version and settings of the database.
         settings: how the benchmark was called.
+        load: processes that wanted to run in the minute before it, on average.
         ready_s: seconds until the service was ready.
     """
 
@@ -40,6 +41,7 @@ class Report:
     commit: str
     postgres: dict[str, str]
     settings: dict[str, Any]
+    load: float
     ready_s: float
     figures: list[Figures]
 
@@ -61,6 +63,7 @@ class Report:
             "machine": machine(),
             "postgres": self.postgres,
             "settings": self.settings,
+            "load": round(self.load, 2),
             "ready_s": round(self.ready_s, 2),
             "workloads": [{**asdict(figures), "target": asdict(_target(figures.name))} for figures in self.figures],
         }
@@ -73,7 +76,7 @@ class Report:
         lines = [
             f"agent-runner {version('agent-runner')}, commit {self.commit}, "
             f"{self.settings['workers']} worker(s), ready in {self.ready_s:.1f} s",
-            f"{here['cpu']}, {here['cores']} cores, {here['python']}; "
+            f"{here['cpu']}, {here['cores']} cores, load {self.load:.1f} before it began; {here['python']}; "
             f"PostgreSQL {self.postgres['server_version']}, fsync {self.postgres['fsync']}",
             "",
             *_table([_HEADINGS, *(_row(figures) for figures in self.figures)]),

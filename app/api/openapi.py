@@ -111,6 +111,8 @@ def _document(app: FastAPI) -> JsonObject:
         schemas.setdefault(name, schema)
     for name in _NOT_DOCUMENTED:
         schemas.pop(name, None)
+    for schema in schemas.values():
+        _tell_defaults(schema)
     examples = _examples(routes)
     for name, example in examples.items():
         schemas[name]["examples"] = [example]
@@ -121,8 +123,7 @@ def _document(app: FastAPI) -> JsonObject:
 
 def _problem_schemas() -> dict[str, JsonObject]:
     _, schemas = models_json_schema([(Problem, "validation")], ref_template=REF_TEMPLATE)
-    members: dict[str, JsonObject] = schemas["$defs"]["Problem"]["properties"]
-    for member in members.values():
+    for member in schemas["$defs"]["Problem"]["properties"].values():
         # These are absent where they have no meaning, not at some default.
         member.pop("default", None)
     return cast("dict[str, JsonObject]", schemas["$defs"])
@@ -137,6 +138,15 @@ def _examples(routes: Sequence[APIRoute]) -> dict[str, JsonObject]:
                 extra = cast("JsonObject", model.model_config.get("json_schema_extra"))
                 found[model.__name__] = extra["examples"][0]
     return found
+
+
+def _tell_defaults(schema: JsonObject) -> None:
+    """Put defaults into words: generators take a field that has one for a field that is always there."""
+    properties: dict[str, JsonObject] = schema.get("properties", {})
+    for field in properties.values():
+        default = field.pop("default", None)
+        if isinstance(default, str | int | float) and default != "":
+            field["description"] = f"{field.get('description', '')} Default: {default}.".lstrip()
 
 
 def _operations(document: JsonObject) -> Iterator[JsonObject]:

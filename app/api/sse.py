@@ -21,8 +21,9 @@ def event_stream(
     *,
     headers: dict[str, str] | None = None,
     on_disconnect: Callable[[], Awaitable[object]] | None = None,
+    ping_s: float = PING_S,
 ) -> EventSourceResponse:
-    """An answer that sends events as they come, a comment every 15 seconds, and ends when they end.
+    """An answer that sends events as they come, a comment every `ping_s` seconds, and ends when they end.
 
     Args:
         events: with the id that a reader comes back with; closed when the answer ends, whatever ends it.
@@ -41,7 +42,7 @@ def event_stream(
             "X-Accel-Buffering": "no",
             **(headers or {}),
         },
-        ping=PING_S,
+        ping=ping_s,
         ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
         sep="\n",
         client_close_handler_callable=gone,

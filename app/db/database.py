@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.pool import QueuePool
 
 from app.engine.store_errors import StoreUnavailable
 
@@ -44,6 +46,15 @@ STATEMENT_TIMEOUT_S = 30.0
 
 async def _keep(_connection: Connection) -> None:
     """Nothing to undo when a connection goes back: no code here leaves session state, so no round trip is spent."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolUse:
+    """How many connections of a pool are in use, and how many are open and wait for use."""
+
+    pool: str
+    used: int
+    idle: int
 
 
 class Database:
@@ -94,6 +105,16 @@ class Database:
             pool_timeout=10,
         )
         return cls(pool, engine)
+
+    def pool_use(self) -> tuple[PoolUse, PoolUse]:
+        """The use of both pools at this moment."""
+        idle = self.pool.get_idle_size()
+        sessions = self._engine.pool
+        assert isinstance(sessions, QueuePool)
+        return (
+            PoolUse("plain", self.pool.get_size() - idle, idle),
+            PoolUse("sessions", sessions.checkedout(), sessions.checkedin()),
+        )
 
     async def close(self) -> None:
         await self._engine.dispose()

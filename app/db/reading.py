@@ -31,10 +31,14 @@ from app.engine.store_errors import RunNotFound
 async def get_run(connection: Connection, run_id: str, *, with_tools: bool) -> RunRecord:
     """Raises: RunNotFound."""
     key = run_uuid(run_id)
-    row = await connection.fetchrow(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = $1", key)
+    row = await connection.fetchrow(
+        f"""SELECT {RUN_COLUMNS}, EXISTS (SELECT 1 FROM tool_executions t WHERE t.run_id = runs.run_id) AS has_tools
+            FROM runs WHERE run_id = $1""",
+        key,
+    )
     if row is None:
         raise RunNotFound(run_id)
-    tools = await connection.fetch(TOOL_EXECUTIONS, key) if with_tools and row["step"] > 0 else []
+    tools = await connection.fetch(TOOL_EXECUTIONS, key) if with_tools and row["has_tools"] else []
     return run_from_row(row, tools)
 
 

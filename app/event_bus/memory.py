@@ -87,6 +87,7 @@ class MemoryBus:
         self._on_control: list[Callable[[str, int], None]] = []
         self._on_queued: list[Callable[[], None]] = []
         self._on_watched: list[Callable[[str], None]] = []
+        self.closing = False
 
     async def start(self) -> None:
         """Nothing to connect to."""
@@ -121,10 +122,20 @@ class MemoryBus:
             for run_id, readers in self._readers.items()
         }
 
+    def subscribers(self) -> int:
+        """How many readers there are now, each counted once however many runs it reads."""
+        return len({reader for readers in self._readers.values() for reader in readers})
+
     def poke(self, run_id: str) -> None:
         """The rows of a run have grown; its readers here should look."""
         for reader in self._readers.get(run_id, ()):
             reader.poke()
+
+    def close_readers(self) -> None:
+        """This process stops: whoever reads here ends where it is and goes on elsewhere."""
+        self.closing = True
+        for run_id in self.read_runs():
+            self.poke(run_id)
 
     def on_control(self, callback: Callable[[str, int], None]) -> None:
         self._on_control.append(callback)

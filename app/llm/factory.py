@@ -11,6 +11,7 @@ from pathlib import Path
 from app.engine.model import ModelClient
 from app.llm.demo import DEMO_MODELS, DemoClient
 from app.llm.litellm_client import LiteLLMClient
+from app.llm.metered import MeteredClient
 from app.llm.model_names import known_prefix, problem_with_prefix
 from app.llm.openai_compatible import OpenAICompatibleClient
 from app.llm.pricing import PricedClient
@@ -18,6 +19,7 @@ from app.llm.retry import RetryClient
 from app.llm.router import ModelRouter
 from app.llm.scripted import ScriptFiles
 from app.llm.timeouts import TimeoutClient
+from app.telemetry.metrics import Metrics
 
 __all__ = ["ModelConfig", "build_model_client", "check_model_name", "known_prefix", "model_clients"]
 
@@ -44,12 +46,14 @@ class ModelConfig:
 def build_model_client(
     config: ModelConfig,
     *,
+    metrics: Metrics | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     uniform: Callable[[], float] = random.random,
 ) -> ModelClient:
     """The client that a runner calls: every prefix, with every policy around it.
 
     Args:
+        metrics: where calls are counted; None for nowhere.
         sleep: waits between two tries, and in offline models.
         uniform: a random number from 0 up to 1, for the jitter of those waits.
     """
@@ -63,7 +67,11 @@ def build_model_client(
     )
     # Outermost first: cache, coalescing, fallback chain, retry, circuit breaker, rate limit, timeout, client.
     # Of these exist retry and timeout. The price belongs to the client's own answer, so it is next to it.
-    return RetryClient(TimeoutClient(PricedClient(router)), sleep=sleep, uniform=uniform)
+    client: ModelClient = TimeoutClient(PricedClient(router))
+    if metrics is not None:
+        # Inside of the retry: a provider that refuses every other call shows, and waiting is not its latency.
+        client = MeteredClient(client, metrics)
+    return RetryClient(client, sleep=sleep, uniform=uniform)
 
 
 def check_model_name(model: str, config: ModelConfig) -> str | None:

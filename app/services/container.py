@@ -10,6 +10,7 @@ from app.services.health import Health
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
 from app.services.threads import ThreadService
+from app.telemetry.metrics import Metrics
 from app.tools.registry import ToolRegistry
 
 
@@ -22,3 +23,4 @@ class Services:
     agents: AgentService
     tools: ToolRegistry
     health: Health
+    metrics: Metrics

@@ -148,7 +148,7 @@ class EventStreams:
         self, thread_key: str, place: _ThreadCursor, wanted: Callable[[StoredEvent], bool]
     ) -> AsyncGenerator[tuple[str, StoredEvent]]:
         with self._bus.subscribe(thread_key) as reader:
-            while True:
+            while not self._bus.closing:
                 reader.take()
                 async with self._database.connection() as connection:
                     heads = await reading.thread_heads(connection, thread_key, place.ordinal, list(place.positions))
@@ -203,7 +203,7 @@ async def follow_run(
     look_at_rows = True
     with bus.subscribe(run_id) as reader:
         reader.cursors[run_id] = cursor
-        while True:
+        while not bus.closing:
             if look_at_rows:
                 events = await rows(cursor)
                 look_at_rows = len(events) == ROWS_AT_ONCE

@@ -185,8 +185,12 @@ class RunService(RunControl):
         """Raises: RunNotFound."""
         return await self._store.get(run_id)
 
-    async def wait(self, run_id: str, timeout_s: float) -> RunRecord:
+    async def wait(self, run_id: str, timeout_s: float, *, just_started: bool = False) -> RunRecord:
         """The run once it is terminal, paused, or waits for someone outside; as it stands at the timeout.
+
+        Args:
+            just_started: the run was claimed here as it was created, and nothing was awaited since: it cannot have
+                ended yet, and its end cannot be missed.
 
         Raises:
             RunNotFound: there is no such run, or it was deleted meanwhile.
@@ -195,10 +199,12 @@ class RunService(RunControl):
         deadline = time.monotonic() + timeout_s
         with self._bus.subscribe(run_id) as reader, self._counted(reader):
             while True:
-                run = await self._store.get(run_id)
-                if run.status.terminal or run.status in (RunStatus.PAUSED, RunStatus.WAITING):
-                    return run
-                reader.cursors[run_id] = run.last_event_seq
+                if not just_started:
+                    run = await self._store.get(run_id)
+                    if run.status.terminal or run.status in (RunStatus.PAUSED, RunStatus.WAITING):
+                        return run
+                    reader.cursors[run_id] = run.last_event_seq
+                just_started = False
                 if self._closing:
                     raise StoreUnavailable("this replica is shutting down; wait for the run elsewhere")
                 if not await _closing_event(reader, run_id, deadline):

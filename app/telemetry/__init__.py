@@ -1,4 +1,4 @@
-"""What the service tells about itself; logs for now.
+"""What the service tells about itself; logs and metrics.
 
 May import: nothing of the project.
 """

@@ -67,7 +67,9 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 def _renderers(log_format: LogFormat) -> list[Processor]:
     if log_format == "json":
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
-    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    # Not its own way with tracebacks: that shows local variables too, and with them passwords and people's texts.
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain)]
 
 
 def _to_json(event: Any, **_: Any) -> str:

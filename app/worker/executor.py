@@ -146,7 +146,7 @@ class LocalExecutor:
                 driver.stop_at_next_commit()
             await self._drive(entry, driver)
         except LostRun:
-            log.info("run_lost", run_id=run_id, attempt=entry.claim.attempt)
+            log.debug("run_lost", run_id=run_id, attempt=entry.claim.attempt)
         except DamagedCheckpoint as error:
             log.error("run_damaged", run_id=run_id, error=str(error))
             stopped = await self._ports.store.stop(run_id, RunStatus.FAILED, RunError("damaged_checkpoint", str(error)))

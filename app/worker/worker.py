@@ -14,6 +14,7 @@ from app.engine.store_errors import StoreError
 from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.telemetry.logs import get_logger
+from app.telemetry.metrics import Metrics
 from app.worker.executor import LocalExecutor
 from app.worker.lease import Lease
 
@@ -74,6 +75,7 @@ class Worker:
         claim_loop: ClaimLoop,
         lease: Lease,
         lease_s: float,
+        metrics: Metrics,
     ) -> None:
         self._database = database
         self._executor = executor
@@ -81,6 +83,7 @@ class Worker:
         self._claim_loop = claim_loop
         self._lease = lease
         self._lease_s = lease_s
+        self._metrics = metrics
         self._tasks: list[asyncio.Task[None]] = []
         self._strays: dict[str, int] = {}
         self._known: dict[str, int] = {}
@@ -120,6 +123,7 @@ class Worker:
             held = self._lease.held()
             if not held and self._executor.accepting:
                 log.error("lease_lost", runs=len(self._executor.under_way()))
+                self._metrics.lease_lost()
                 self._executor.drop_all()
             self._executor.accepting = held and not self._lease.draining
             await asyncio.sleep(GUARD_EVERY_S)
@@ -181,7 +185,9 @@ class Worker:
         for run_id in poisoned:
             async with self._database.transaction() as connection:
                 stopped = await claims.poison(connection, run_id)
+            self._metrics.run_ended(stopped.run.status, stopped.run.elapsed_s)
             self._bus.publish(run_id, stopped.events)
+        self._metrics.runs_recovered(recovered)
         if recovered or poisoned:
             log.warning("runs_recovered", requeued=recovered, poisoned=len(poisoned))
             self._bus.queued()

@@ -50,6 +50,10 @@ class Model:
         """The bodies received since the last reset."""
         return self._ask(lambda: [request.body for request in self._server.requests])
 
+    def headers(self) -> list[dict[str, str]]:
+        """The headers of the same requests, their names in lower case."""
+        return self._ask(lambda: [request.headers for request in self._server.requests])
+
     def messages(self) -> list[dict[str, Any]]:
         """The messages of the last request."""
         return self.requests()[-1]["messages"]

@@ -78,7 +78,8 @@ async def create_run_and_wait(
     services = services_of(request)
     created = await _create(services, body, idempotency_key)
     run = created.run
-    waited = await while_connected(request, services.runs.wait(run.run_id, query.timeout_s))
+    waiting = services.runs.wait(run.run_id, query.timeout_s, just_started=created.claim is not None)
+    waited = await while_connected(request, waiting)
     if waited is None:
         await _caller_left(services, run)
         return no_content()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from app.api.answers import json_answer
 from app.api.dependencies import services_of
 from app.api.errors import unavailable
 from app.api.openapi import problems
 from app.api.route import ApiRoute
-from app.api.schemas.service import Alive, Info, Ready
+from app.api.schemas.service import METRICS_EXAMPLE, Alive, Info, Ready
+from app.telemetry.metrics import MEDIA_TYPE
 
 router = APIRouter(route_class=ApiRoute, tags=["service"])
 
@@ -49,3 +50,20 @@ async def readyz(request: Request) -> Response:
 )
 async def info(request: Request) -> Response:
     return json_answer(services_of(request).health.info())
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="The metrics of this replica",
+    response_class=PlainTextResponse,
+    responses={
+        200: {
+            "description": "Prometheus' text format. Each replica tells only what it did itself.",
+            "content": {"text/plain": {"example": METRICS_EXAMPLE}},
+        },
+        **problems(),
+    },
+)
+async def metrics(request: Request) -> Response:
+    return Response(services_of(request).metrics.exposition(), media_type=MEDIA_TYPE)

@@ -103,6 +103,7 @@ Metadata = Annotated[
 ]
 
 # Query strings are text: what stands for other types is read here, as strictly as JSON is.
-QueryInt = Annotated[int, BeforeValidator(_digits)]
-QueryFloat = Annotated[float, BeforeValidator(_decimal)]
-QueryBool = Annotated[bool, BeforeValidator(_true_or_false)]
+# They stand last in an `Annotated`: bounds that come after them are left out of the document.
+FROM_DIGITS = BeforeValidator(_digits)
+FROM_DECIMAL = BeforeValidator(_decimal)
+FROM_TRUE_OR_FALSE = BeforeValidator(_true_or_false)

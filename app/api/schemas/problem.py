@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.api.errors import ProblemCode
 from app.api.schemas.fields import Resource
@@ -16,8 +16,6 @@ class FieldError(Resource):
 
 class Problem(Resource):
     """What went wrong. Members after `request_id` are there with some codes only."""
-
-    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     type: str
     title: str

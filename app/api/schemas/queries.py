@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Header, Path
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from app.api.schemas.fields import (
     AGENT_NAME_PATTERN,
+    FROM_DECIMAL,
+    FROM_DIGITS,
+    FROM_TRUE_OR_FALSE,
     THREAD_ID_PATTERN,
     Moment,
-    QueryBool,
-    QueryFloat,
-    QueryInt,
     RequestModel,
 )
 from app.engine.status import RunStatus
 from app.services.run_queries import RunFilters
 
-_MAX_SEQ = 2**62
-
-
-def _key_and_value(text: str) -> str:
-    key, colon, _ = text.partition(":")
-    if not (key and colon):
-        raise ValueError("should be KEY:VALUE")
-    return text
-
-
-def _type_names(text: str) -> str:
-    if re.fullmatch(r"[a-z_]+(,[a-z_]+)*", text) is None:
-        raise ValueError("should be types of events with commas between them")
-    return text
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError:
-        raise ValueError("should be a run's id") from None
+_MAX_SEQ = 2**53 - 1
+_UUID_PATTERN = r"^[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}$"
 
 
 RunIdPath = Annotated[str, Path(description="A run's id.")]
@@ -59,15 +39,20 @@ LastEventIdHeader = Annotated[
     str | None, Header(alias="Last-Event-ID", description="The last event that was seen; goes before `after`.")
 ]
 
-_Limit = Annotated[QueryInt, Field(ge=1, le=100)]
+_Limit = Annotated[int, Field(ge=1, le=100), FROM_DIGITS]
 _Cursor = Annotated[str | None, Field(max_length=500, description="The last page's `next_cursor`.")]
-_RunId = Annotated[str, AfterValidator(_uuid)]
-_After = Annotated[QueryInt, Field(ge=0, le=_MAX_SEQ)]
+_RunId = Annotated[str, Field(pattern=_UUID_PATTERN)]
+_After = Annotated[int, Field(ge=0, le=_MAX_SEQ), FROM_DIGITS]
+_Version = Annotated[int, Field(ge=1, le=2**31 - 1), FROM_DIGITS]
+_Flag = Annotated[bool, FROM_TRUE_OR_FALSE]
 _Metadata = Annotated[
-    list[Annotated[str, AfterValidator(_key_and_value)]],
+    list[Annotated[str, Field(pattern=r"^[^:]+:")]],
     Field(max_length=32, description="`KEY:VALUE`, all must hold; `metadata.KEY=VALUE` is the same."),
 ]
-_WaitS = Annotated[QueryFloat, Field(ge=0, le=300, description="Seconds; the run is answered as it stands then.")]
+_TypeNames = Annotated[str, Field(pattern=r"^[a-z_]+(,[a-z_]+)*$", max_length=2000)]
+_WaitS = Annotated[
+    float, Field(ge=0, le=300, description="Seconds; the run is answered as it stands then."), FROM_DECIMAL
+]
 
 
 class PageQuery(RequestModel):
@@ -114,30 +99,24 @@ class SeqPageQuery(RequestModel):
 
 
 class MessageListQuery(SeqPageQuery):
-    include_compacted: QueryBool = Field(default=False, description="Also the messages that a summary stands for.")
+    include_compacted: _Flag = Field(default=False, description="Also the messages that a summary stands for.")
 
 
 class AgentQuery(RequestModel):
-    version: Annotated[QueryInt, Field(ge=1, le=2**31 - 1)] | None = Field(
-        default=None, description="Absent: the current one."
-    )
+    version: _Version | None = Field(default=None, description="Absent: the current one.")
 
 
 class StreamQuery(RequestModel):
-    types: Annotated[str, AfterValidator(_type_names)] | None = Field(
-        default=None, max_length=2000, description="Only these types, with commas between them."
-    )
-    deltas: QueryBool = Field(default=True, description="Whether deltas are sent.")
+    types: _TypeNames | None = Field(default=None, description="Only these types, with commas between them.")
+    deltas: _Flag = Field(default=True, description="Whether deltas are sent.")
 
     def wanted(self) -> frozenset[str] | None:
         return None if self.types is None else frozenset(self.types.split(","))
 
 
 class RunStreamQuery(StreamQuery):
-    after: Annotated[QueryInt, Field(ge=0, le=_MAX_SEQ)] = Field(
-        default=0, description="The events after this seq; 0: from the start."
-    )
-    subagents: QueryBool = Field(default=False, description="Not available yet; true is refused.")
+    after: _After = Field(default=0, description="The events after this seq; 0: from the start.")
+    subagents: _Flag = Field(default=False, description="Not available yet; true is refused.")
 
 
 def metadata_of(pairs: list[str]) -> dict[str, str]:

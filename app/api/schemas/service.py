@@ -12,6 +12,11 @@ _INFO_EXAMPLE: JsonObject = {
     "limits": {"max_steps": 20},
     "model_clients": ["openai", "demo", "litellm"],
 }
+METRICS_EXAMPLE = (
+    "# HELP agent_runner_runs_claimed_total Runs that this replica took, as they were created or from the queue.\n"
+    "# TYPE agent_runner_runs_claimed_total counter\n"
+    "agent_runner_runs_claimed_total 12.0\n"
+)
 
 
 class Alive(Resource):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 
 class Caller:
     """One request. `status`, `headers` and `sent` are what came back so far."""
 
-    def __init__(
-        self, app: FastAPI, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] = {}
-    ) -> None:
+    def __init__(self, app: ASGIApp, method: str, path: str, body: bytes = b"") -> None:
         self._app = app
         self._body: bytes | None = body
         self._gone = asyncio.Event()
@@ -29,14 +26,14 @@ class Caller:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+            "headers": [],
             "client": None,
             "server": None,
         }
         self.status: int | None = None
         self.headers: dict[str, str] = {}
         self.sent = b""
-        self.task = asyncio.create_task(self._app(self._scope, self._receive, self._send))
+        self.task = asyncio.ensure_future(self._app(self._scope, self._receive, self._send))
 
     def go_away(self) -> None:
         self._gone.set()

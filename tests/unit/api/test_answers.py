@@ -116,9 +116,8 @@ def test_a_checkpoint_is_what_the_document_says(check: Check) -> None:
 
 def test_an_unknown_cost_stays_unknown(check: Check) -> None:
     state = RunState(cost_usd=None).as_checkpoint()
-    shown = _values(
-        checkpoint_detail_object(CheckpointDetail(CheckpointRecord("1", 1, "finish", 0, state, MORNING), ()))
-    )
+    record = CheckpointRecord("1", 1, "finish", 0, state, MORNING)
+    shown = _values(checkpoint_detail_object(CheckpointDetail(record, ())))
     check("CheckpointWithState", shown)
     assert shown["counters"]["cost_usd"] is None
 

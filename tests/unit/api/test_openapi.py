@@ -47,6 +47,7 @@ OPERATIONS = {
     "GET /healthz": "healthz",
     "GET /readyz": "readyz",
     "GET /info": "info",
+    "GET /metrics": "metrics",
 }
 STREAMS = {"create_run_and_stream", "stream_run_events", "stream_thread_events"}
 CREATING = {"create_run", "create_run_and_wait", "create_run_and_stream", "create_runs", "create_thread"}

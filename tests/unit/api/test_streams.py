@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.api import sse
+from app.api.sse import event_stream
 from app.engine.events import StoredEvent
 from app.engine.store_errors import RunNotFound
 from app.services.errors import EventsTrimmed, Invalid
@@ -70,7 +70,8 @@ async def test_a_stream_is_these_bytes(client: httpx.AsyncClient, streams: Strea
     answer = await client.get("/runs/r/events")
     assert answer.content == (
         b": connected\nretry: 1000\n\n"
-        b'id: 1\nevent: run_started\ndata: {"seq":1,"created_at":"2026-01-31T08:00:00.000000Z","type":"run_started"}\n\n'
+        b"id: 1\nevent: run_started\n"
+        b'data: {"seq":1,"created_at":"2026-01-31T08:00:00.000000Z","type":"run_started"}\n\n'
         b'id: 2\nevent: text_delta\ndata: {"seq":2,"created_at":"2026-01-31T08:00:00.000000Z","type":"text_delta",'
         b'"data":{"delta":"a\\u2028b"}}\n\n'
     )
@@ -106,12 +107,9 @@ async def test_a_stream_is_closed_when_its_reader_goes_away(app: FastAPI, stream
     assert streams.closed.is_set()
 
 
-async def test_a_silent_stream_is_kept_open_by_comments(
-    app: FastAPI, streams: Streams, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sse, "PING_S", 0.01)
+async def test_a_silent_stream_is_kept_open_by_comments(streams: Streams) -> None:
     streams.hold.clear()
-    caller = Caller(app, "GET", "/runs/r/events")
+    caller = Caller(event_stream(await streams.open_thread("t", None), ping_s=0.01), "GET", "/")
     await caller.has(b"\n\n: ping\n\n")
     caller.go_away()
     await caller.task

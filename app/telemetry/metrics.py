@@ -1,0 +1,193 @@
+"""The numbers of one replica: counted by OpenTelemetry, read by Prometheus.
+
+Names and buckets of model calls are those of the GenAI semantic conventions
+(https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/); everything else is `agent_runner.*`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry, generate_latest
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MOST_NAMES = 200
+OTHER = "other"
+
+_CALL_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+_RUN_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0)
+_TOKENS = tuple(4.0**power for power in range(14))
+
+Labels = Mapping[str, str]
+
+_T = TypeVar("_T")
+
+
+class ToolOutcome(StrEnum):
+    SUCCESS = "success"
+    FAILURE = "failure"
+    CANCELLED = "cancelled"
+
+
+class Metrics:
+    """What one replica counts. Nothing of it is global: several may live in one process.
+
+    Counting costs a few microseconds, since label sets are made once each. Models and tools are named by callers: what
+    comes after the first `most_names` of either is counted as `other`.
+    """
+
+    def __init__(self, most_names: int = MOST_NAMES) -> None:
+        self._registry = CollectorRegistry()
+        reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
+        provider = MeterProvider(
+            (reader,),
+            resource=Resource.get_empty(),
+            exemplar_filter=AlwaysOffExemplarFilter(),
+            shutdown_on_exit=False,
+        )
+        self._meter = meter = provider.get_meter("agent_runner")
+        self._run_duration = meter.create_histogram(
+            "agent_runner.run.duration",
+            "s",
+            "Runs that ended, by status, and how long they were active.",
+            explicit_bucket_boundaries_advisory=_RUN_SECONDS,
+        )
+        self._model_duration = meter.create_histogram(
+            "gen_ai.client.operation.duration",
+            "s",
+            "Tries of model calls, and how long they took.",
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+        )
+        self._model_tokens = meter.create_histogram(
+            "gen_ai.client.token.usage",
+            "{token}",
+            "Tokens of answered model calls.",
+            explicit_bucket_boundaries_advisory=_TOKENS,
+        )
+        self._model_cost = meter.create_counter(
+            "agent_runner.model.cost_usd", "{USD}", "What model calls of known price cost, in US dollars."
+        )
+        self._tool_duration = meter.create_histogram(
+            "agent_runner.tool.duration",
+            "s",
+            "Tool calls, by outcome, and how long they took.",
+            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+        )
+        self._claimed = meter.create_counter(
+            "agent_runner.runs.claimed", "{run}", "Runs that this replica took, as they were created or from the queue."
+        )
+        self._recovered = meter.create_counter(
+            "agent_runner.runs.recovered", "{run}", "Runs of dead replicas that this one put back into the queue."
+        )
+        self._leases_lost = meter.create_counter(
+            "agent_runner.lease.losses", "{loss}", "How often this replica let go of all runs for want of a lease."
+        )
+        self._statuses = _LabelSets(lambda status: {"status": status}, most_names)
+        self._models = _LabelSets(_ModelLabels.of, most_names)
+        self._tools = _LabelSets(_tool_labels, most_names)
+
+    def run_ended(self, status: str, active_s: float) -> None:
+        """A run came to a terminal status; a run that is resumed after it ends once more."""
+        self._run_duration.record(active_s, self._statuses.of(status))
+
+    def runs_claimed(self, count: int) -> None:
+        self._claimed.add(count)
+
+    def runs_recovered(self, count: int) -> None:
+        self._recovered.add(count)
+
+    def lease_lost(self) -> None:
+        self._leases_lost.add(1)
+
+    def model_called(self, model: str, seconds: float, error: str | None = None) -> None:
+        """A try of a model call ended.
+
+        Args:
+            model: the full name with its prefix, such as `openai/gpt-4o-mini`.
+            error: the kind of the failure, one of a few; None if the model answered.
+        """
+        labels = self._models.of(model)
+        self._model_duration.record(seconds, labels.answered if error is None else labels.failed(error))
+
+    def model_answered(self, model: str, input_tokens: int, output_tokens: int, cost_usd: float) -> None:
+        """What an answer took; `cost_usd` is 0 where there is no price."""
+        labels = self._models.of(model)
+        self._model_tokens.record(input_tokens, labels.input)
+        self._model_tokens.record(output_tokens, labels.output)
+        if cost_usd > 0:
+            self._model_cost.add(cost_usd, labels.cost)
+
+    def tool_called(self, tool: str, outcome: ToolOutcome, seconds: float) -> None:
+        """A tool call ended."""
+        self._tool_duration.record(seconds, self._tools.of(tool)[outcome])
+
+    def gauge(self, name: str, description: str, read: Callable[[], Iterable[tuple[int, Labels]]]) -> None:
+        """A number that is as it is: `read` is called when the metrics are, and gives values with their labels."""
+
+        def observe(_: CallbackOptions) -> list[Observation]:
+            return [Observation(value, labels) for value, labels in read()]
+
+        self._meter.create_observable_gauge(name, [observe], description=description)
+
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus' text format (`MEDIA_TYPE`)."""
+        return generate_latest(self._registry)
+
+
+class _LabelSets(Generic[_T]):
+    """Label sets by a name, made once each; the names after the first `most` share one."""
+
+    def __init__(self, make: Callable[[str], _T], most: int) -> None:
+        self._make = make
+        self._most = most
+        self._made: dict[str, _T] = {}
+        self._other = make(OTHER)
+
+    def of(self, name: str) -> _T:
+        found = self._made.get(name)
+        if found is None:
+            if len(self._made) >= self._most:
+                return self._other
+            found = self._made[name] = self._make(name)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelLabels:
+    """The label sets of one model. The provider is the name's prefix: a call that failed had no other."""
+
+    answered: Labels
+    input: Labels
+    output: Labels
+    cost: Labels
+    failures: dict[str, Labels]
+
+    @classmethod
+    def of(cls, model: str) -> _ModelLabels:
+        provider, _, name = model.partition("/")
+        whose = {"gen_ai.provider.name": provider, "gen_ai.request.model": name or provider}
+        chat = {"gen_ai.operation.name": "chat", **whose}
+        return cls(
+            answered=chat,
+            input={**chat, "gen_ai.token.type": "input"},
+            output={**chat, "gen_ai.token.type": "output"},
+            cost=whose,
+            failures={},
+        )
+
+    def failed(self, error: str) -> Labels:
+        found = self.failures.get(error)
+        if found is None:
+            found = self.failures[error] = {**self.answered, "error.type": error}
+        return found
+
+
+def _tool_labels(tool: str) -> dict[ToolOutcome, Labels]:
+    return {outcome: {"gen_ai.tool.name": tool, "outcome": outcome.value} for outcome in ToolOutcome}

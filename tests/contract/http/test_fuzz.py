@@ -1,0 +1,35 @@
+"""Whatever a caller sends, it gets an answer that the document knows, and what does not fit the document is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.service import Service
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "missing_required_header",
+    "unsupported_method",
+)
+# Their events are checked where they are sent; here a stream would be taken for one string, or never end.
+STREAMS = ("create_run_and_stream", "stream_run_events", "stream_thread_events")
+
+
+@pytest.mark.parametrize("phase", ["coverage", "fuzzing"])
+def test_no_request_meets_an_answer_that_is_not_documented(service: Service, tmp_path: Path, phase: str) -> None:
+    options = ["--phases", phase, "--checks", ",".join(CHECKS), "--max-examples", "15", "--seed", "1", "--no-color"]
+    options += ["--request-timeout", "20", "--generation-database", "none"]
+    for operation_id in STREAMS:
+        options += ["--exclude-operation-id", operation_id]
+    command = [Path(sys.executable).with_name("schemathesis"), "run", f"{service.url}/openapi.json", *options]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
