@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench lock clean
+.PHONY: help run test check clients bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -23,6 +23,9 @@ check: $(VENV)/.installed-dev ## Lint, formatting, types, import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(BIN)/lint-imports
+
+clients: $(VENV)/.installed-dev ## Generate API clients from the OpenAPI document and check them (needs npm)
+	@$(BIN)/python tests/clients/generate.py
 
 bench: $(VENV)/.installed ## Measure throughput and latency
 	@$(BIN)/python -m benchmarks

@@ -1,8 +1,9 @@
 """From a request to an endpoint's arguments, by the endpoint's signature.
 
 FastAPI reads the same signature for the OpenAPI document. It is not let near the requests themselves: its own reading
-takes strings for numbers and passes over unknown parameters, and costs more than all the rest of a request (measured:
-57 µs of 75, 44 more for included routers). An endpoint may ask for:
+takes strings for numbers and passes over unknown parameters, and costs more than all that we do with a request
+(measured: 57 µs for an endpoint without parameters, 78 with a body and a header, 44 more behind an included router;
+Starlette's own route takes 12). An endpoint may ask for:
 
     request: Request
     body: Model                                   one Pydantic model, read by `app.api.body`

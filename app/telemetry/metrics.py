@@ -18,7 +18,7 @@ from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-MOST_NAMES = 200
+MOST_NAMES = 100
 OTHER = "other"
 
 _CALL_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)

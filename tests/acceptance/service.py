@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import psutil
@@ -33,9 +34,10 @@ class Service:
 
     Attributes:
         url: where it answers, once `listening` has returned.
+        running: all that were started and not stopped yet, by process id.
     """
 
-    running: dict[int, Service] = {}
+    running: ClassVar[dict[int, Service]] = {}
 
     def __init__(self, settings: dict[str, str], folder: Path | None = None) -> None:
         self._logs = Path(tempfile.mkdtemp(prefix="agent-runner-service-", dir="/tmp"))

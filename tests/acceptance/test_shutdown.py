@@ -17,7 +17,6 @@ from tests.model_server import Reply
 GRACE_S = 4
 
 
-
 async def test_a_replica_that_is_told_to_stop_gives_its_runs_to_another(
     database_url: str, settings: Settings, serve: Serve, caller: Caller, model: Model, gate: Gate
 ) -> None:
@@ -32,10 +31,11 @@ async def test_a_replica_that_is_told_to_stop_gives_its_runs_to_another(
     await model.asked(2)
     reader = asyncio.create_task(a.streamed(with_model))
     waiter = asyncio.create_task(a.http.get(f"/runs/{with_model}/wait", params={"timeout_s": 60}))
-    creator = asyncio.create_task(a.http.post("/runs/wait", json={"agent": an_agent(model="openai/slow-60"), "input": "."}))
+    slow = {"agent": an_agent(model="openai/slow-60"), "input": "Go."}
+    creator = asyncio.create_task(a.http.post("/runs/wait", json=slow))
     await model.asked(3)
 
-    model.script(Reply(text="Finished elsewhere."), Reply(text="Finished elsewhere."), Reply(text="Finished elsewhere."))
+    model.script(*[Reply(text="Finished elsewhere.")] * 3)
     began = time.monotonic()
     leaving.terminate()
     for answer in await asyncio.gather(waiter, creator):
@@ -71,6 +71,6 @@ async def test_a_service_that_is_stopped_and_started_again_finishes_its_runs(
     assert service.ended() == 0
     assert "Traceback" not in service.stderr()
     model.script(Reply(text="Back again."))
-    again = caller(serve(environment).ready())
+    again = caller(serve({**environment, "WORKERS": "1"}).ready())
     done = await again.wait(run_id)
     assert (done["status"], done["result"]["final_text"], done["attempt"]) == ("completed", "Back again.", 2)

@@ -177,7 +177,9 @@ async def test_a_stream_goes_on_past_the_closing_events_of_a_resumed_run(
     ]  # fmt: skip
 
 
-async def test_a_stream_stays_open_while_a_run_is_queued_or_paused(clients: tuple[Client, Client], model: Model) -> None:
+async def test_a_stream_stays_open_while_a_run_is_queued_or_paused(
+    clients: tuple[Client, Client], model: Model
+) -> None:
     a, b = clients
     thread = {"thread_id": "open-stream", "agent": an_agent(), "input": "Go."}
     model.script(SILENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 from tests.acceptance.client import Client, Json, an_agent, problem, types_of
 from tests.acceptance.gates import Gate
@@ -71,7 +72,7 @@ async def test_runs_that_wait_for_a_thread_go_in_the_order_in_which_they_came(
     done = [await clients[0].wait(run["run_id"]) for run in line]
     assert [run["result"]["final_text"] for run in done] == [f"Answer {number}." for number in range(5)]
     assert said(model.messages()) == ["I hold it.", *(f"Number {number}." for number in range(5))]
-    for earlier, later in zip(done, done[1:], strict=False):
+    for earlier, later in pairwise(done):
         assert earlier["finished_at"] <= later["started_at"]
 
 
@@ -82,7 +83,7 @@ async def test_runs_that_come_at_once_never_have_the_thread_together(
     waits = [clients[number % 2].create_and_wait(**body, input=f"{number}") for number in range(12)]
     done = sorted(await asyncio.gather(*waits), key=lambda run: run["started_at"])
     assert [run["result"]["final_text"] for run in done] == [run["input"] for run in done]
-    for earlier, later in zip(done, done[1:], strict=False):
+    for earlier, later in pairwise(done):
         assert earlier["finished_at"] <= later["started_at"]
     kept = await clients[0].messages(agent_name)
     assert [message["content"] for message in kept] == [run["input"] for run in done for _ in range(2)]

@@ -189,6 +189,23 @@ async def test_a_run_is_rows_that_others_can_read(
     assert all(record["started_at"] <= record["finished_at"] for record in executions)
 
 
+async def test_every_step_of_a_run_can_be_looked_at_as_it_was(client: Client, model: Model, agent_name: str) -> None:
+    url = f"/runs/{(await whole_run(client, model, agent_name))['run_id']}/checkpoints"
+    checkpoints = (await client.http.get(url)).json()["items"]
+    assert [(checkpoint["step"], checkpoint["next_action"]) for checkpoint in checkpoints] == [
+        (1, "call_model"), (1, "execute_tools"), (2, "call_model"), (2, "execute_tools"), (3, "call_model"),
+        (3, "finish"),
+    ]  # fmt: skip
+    seen: list[list[str]] = []
+    for checkpoint in checkpoints:
+        detail = (await client.http.get(f"{url}/{checkpoint['checkpoint_id']}")).json()
+        assert {key: detail[key] for key in checkpoint} == checkpoint
+        assert detail["state"]
+        seen.append([message["role"] for message in detail["messages"]])
+    whole = ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert seen == [whole[:count] for count in (1, 2, 3, 4, 5, 6)]
+
+
 async def test_the_model_is_sent_the_conversation_with_its_tool_calls(
     client: Client, model: Model, agent_name: str
 ) -> None:

@@ -14,7 +14,7 @@ _LOOK_EVERY_S = 0.02
 _T = TypeVar("_T")
 
 
-async def eventually(look: Callable[[], Awaitable[_T]], what: str, deadline_s: float = DEADLINE_S) -> _T:
+async def eventually(look: Callable[[], Awaitable[_T | None]], what: str, deadline_s: float = DEADLINE_S) -> _T:
     """The first true answer of `look`.
 
     Raises:

@@ -23,9 +23,11 @@ async def add(
     session: AsyncSession, thread_key: UUID, tenant_id: str, thread_id: str, metadata: Mapping[str, str]
 ) -> bool:
     """Make a thread; False if there is one of that id."""
+    values = {"thread_key": thread_key, "tenant_id": tenant_id, "thread_id": thread_id}
     added = await session.execute(
         upsert(Thread)
-        .values(thread_key=thread_key, tenant_id=tenant_id, thread_id=thread_id, thread_metadata=dict(metadata))
+        # One moment for both: the columns' own defaults would be taken one after the other.
+        .values(thread_metadata=dict(metadata), created_at=func.now(), updated_at=func.now(), **values)
         .on_conflict_do_nothing(index_elements=[Thread.tenant_id, Thread.thread_id])
         .returning(Thread.thread_key)
     )
