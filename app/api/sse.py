@@ -9,11 +9,17 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Message
 
 from app.engine.events import StoredEvent
+from app.engine.store_errors import StoreUnavailable
+from app.telemetry.logs import get_logger
 
 MEDIA_TYPE = "text/event-stream"
 PING_S = 15
+# When the server stops, its streams end by themselves; this is how long they may take before they are cut off.
+SHUTDOWN_GRACE_S = 1.0
 # The first bytes go out at once, so that proxies and clients see the stream open before anything happens in it.
 _OPENING = b": connected\nretry: 1000\n\n"
+
+_log = get_logger(__name__)
 
 
 def event_stream(
@@ -46,6 +52,7 @@ def event_stream(
         ping_message_factory=lambda: ServerSentEvent(comment="ping", sep="\n"),
         sep="\n",
         client_close_handler_callable=gone,
+        shutdown_grace_period=SHUTDOWN_GRACE_S,
     )
 
 
@@ -59,5 +66,9 @@ async def numbered(events: AsyncGenerator[StoredEvent]) -> AsyncGenerator[tuple[
 async def _chunks(events: AsyncGenerator[tuple[str, StoredEvent]]) -> AsyncGenerator[bytes]:
     async with aclosing(events):
         yield _OPENING
-        async for cursor, event in events:
-            yield b"id: %b\nevent: %b\ndata: %b\n\n" % (cursor.encode(), event.type.encode(), event.line())
+        try:
+            async for cursor, event in events:
+                yield b"id: %b\nevent: %b\ndata: %b\n\n" % (cursor.encode(), event.type.encode(), event.line())
+        except StoreUnavailable as error:
+            # The answer has begun: all that is left is to end it well. The reader comes back with its last id.
+            _log.warning("stream_ended_early", reason=str(error))

@@ -7,9 +7,9 @@ Names and buckets of model calls are those of the GenAI semantic conventions
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -25,7 +25,8 @@ _CALL_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.
 _RUN_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0)
 _TOKENS = tuple(4.0**power for power in range(14))
 
-Labels = Mapping[str, str]
+Labels: TypeAlias = Mapping[str, str]
+Read: TypeAlias = Callable[[], Iterable[tuple[float, Labels]]]  # values, each with its labels
 
 _T = TypeVar("_T")
 
@@ -39,8 +40,8 @@ class ToolOutcome(StrEnum):
 class Metrics:
     """What one replica counts. Nothing of it is global: several may live in one process.
 
-    Counting costs a few microseconds, since label sets are made once each. Models and tools are named by callers: what
-    comes after the first `most_names` of either is counted as `other`.
+    Counting costs a few microseconds at most, since label sets are made once each. Models and tools are named by
+    callers: what comes after the first `most_names` of either is counted as `other`.
     """
 
     def __init__(self, most_names: int = MOST_NAMES) -> None:
@@ -71,40 +72,30 @@ class Metrics:
             "Tokens of answered model calls.",
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
-        self._model_cost = meter.create_counter(
-            "agent_runner.model.cost_usd", "{USD}", "What model calls of known price cost, in US dollars."
-        )
         self._tool_duration = meter.create_histogram(
             "agent_runner.tool.duration",
             "s",
             "Tool calls, by outcome, and how long they took.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
-        self._claimed = meter.create_counter(
-            "agent_runner.runs.claimed", "{run}", "Runs that this replica took, as they were created or from the queue."
-        )
-        self._recovered = meter.create_counter(
-            "agent_runner.runs.recovered", "{run}", "Runs of dead replicas that this one put back into the queue."
-        )
-        self._leases_lost = meter.create_counter(
-            "agent_runner.lease.losses", "{loss}", "How often this replica let go of all runs for want of a lease."
-        )
         self._statuses = _LabelSets(lambda status: {"status": status}, most_names)
         self._models = _LabelSets(_ModelLabels.of, most_names)
         self._tools = _LabelSets(_tool_labels, most_names)
+        self._claimed = self._recovered = self._leases_lost = 0
+        self._add_counters()
 
     def run_ended(self, status: str, active_s: float) -> None:
         """A run came to a terminal status; a run that is resumed after it ends once more."""
         self._run_duration.record(active_s, self._statuses.of(status))
 
     def runs_claimed(self, count: int) -> None:
-        self._claimed.add(count)
+        self._claimed += count
 
     def runs_recovered(self, count: int) -> None:
-        self._recovered.add(count)
+        self._recovered += count
 
     def lease_lost(self) -> None:
-        self._leases_lost.add(1)
+        self._leases_lost += 1
 
     def model_called(self, model: str, seconds: float, error: str | None = None) -> None:
         """A try of a model call ended.
@@ -121,24 +112,49 @@ class Metrics:
         labels = self._models.of(model)
         self._model_tokens.record(input_tokens, labels.input)
         self._model_tokens.record(output_tokens, labels.output)
-        if cost_usd > 0:
-            self._model_cost.add(cost_usd, labels.cost)
+        labels.cost_usd += cost_usd
 
     def tool_called(self, tool: str, outcome: ToolOutcome, seconds: float) -> None:
         """A tool call ended."""
         self._tool_duration.record(seconds, self._tools.of(tool)[outcome])
 
-    def gauge(self, name: str, description: str, read: Callable[[], Iterable[tuple[int, Labels]]]) -> None:
-        """A number that is as it is: `read` is called when the metrics are, and gives values with their labels."""
-
-        def observe(_: CallbackOptions) -> list[Observation]:
-            return [Observation(value, labels) for value, labels in read()]
-
-        self._meter.create_observable_gauge(name, [observe], description=description)
+    def gauge(self, name: str, description: str, read: Read) -> None:
+        """A number that goes up and down; `read` is called whenever the metrics are."""
+        self._meter.create_observable_gauge(name, [_observing(read)], description=description)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format (`MEDIA_TYPE`)."""
         return generate_latest(self._registry)
+
+    def _add_counters(self) -> None:
+        """What is only added up is added up here, and read like a gauge: recording it costs many times as much."""
+        self._counter(
+            "agent_runner.runs.claimed",
+            "Runs that this replica took, as they were created or from the queue.",
+            lambda: [(self._claimed, {})],
+        )
+        self._counter(
+            "agent_runner.runs.recovered",
+            "Runs of dead replicas that this one put back into the queue.",
+            lambda: [(self._recovered, {})],
+        )
+        self._counter(
+            "agent_runner.lease.losses",
+            "How often this replica let go of all runs for want of a lease.",
+            lambda: [(self._leases_lost, {})],
+        )
+        self._counter(
+            "agent_runner.model.cost_usd",
+            "What model calls of known price cost, in US dollars.",
+            lambda: [(labels.cost_usd, labels.model) for labels in self._models.all() if labels.cost_usd > 0],
+        )
+
+    def _counter(self, name: str, description: str, read: Read) -> None:
+        self._meter.create_observable_counter(name, [_observing(read)], description=description)
+
+
+def _observing(read: Read) -> Callable[[CallbackOptions], list[Observation]]:
+    return lambda _: [Observation(value, labels) for value, labels in read()]
 
 
 class _LabelSets(Generic[_T]):
@@ -158,16 +174,23 @@ class _LabelSets(Generic[_T]):
             found = self._made[name] = self._make(name)
         return found
 
+    def all(self) -> Iterable[_T]:
+        return (*self._made.values(), self._other)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class _ModelLabels:
-    """The label sets of one model. The provider is the name's prefix: a call that failed had no other."""
+    """The label sets of one model, and what it has cost.
 
+    The provider is the name's prefix, for all calls: one that failed has no other.
+    """
+
+    model: Labels
     answered: Labels
     input: Labels
     output: Labels
-    cost: Labels
-    failures: dict[str, Labels]
+    failures: dict[str, Labels] = field(default_factory=dict[str, Labels])
+    cost_usd: float = 0.0
 
     @classmethod
     def of(cls, model: str) -> _ModelLabels:
@@ -175,11 +198,10 @@ class _ModelLabels:
         whose = {"gen_ai.provider.name": provider, "gen_ai.request.model": name or provider}
         chat = {"gen_ai.operation.name": "chat", **whose}
         return cls(
+            model=whose,
             answered=chat,
             input={**chat, "gen_ai.token.type": "input"},
             output={**chat, "gen_ai.token.type": "output"},
-            cost=whose,
-            failures={},
         )
 
     def failed(self, error: str) -> Labels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -17,12 +18,12 @@ import pytest
 
 from app.db.embedded import EmbeddedPostgres
 from app.db.embedded.postmaster import Postmaster
-from tests.acceptance.client import Client, an_agent, check_log, problem
+from tests.acceptance.client import Client, Sent, an_agent, check_log, problem
 from tests.acceptance.conftest import Caller, Serve, Settings
 from tests.acceptance.gates import Gate
 from tests.acceptance.model import Model, calls
 from tests.acceptance.service import PROGRAM, START_S
-from tests.acceptance.waiting import eventually
+from tests.acceptance.waiting import eventually, holds
 from tests.conftest import database_of
 from tests.model_server import Reply
 
@@ -64,6 +65,13 @@ def migrate(url: str) -> None:
     assert migrated.returncode == 0, migrated.stderr
 
 
+def kill(folder: Path) -> None:
+    """End the folder's server as a crash would."""
+    server = Postmaster.of(folder / "postgres")
+    assert server is not None
+    os.kill(server.pid, signal.SIGQUIT)
+
+
 async def until_ready(client: Client) -> None:
     async def look() -> bool:
         return (await client.http.get("/readyz")).status_code == 200
@@ -100,6 +108,43 @@ async def test_a_database_that_is_not_there_stops_the_start_with_a_message(
     assert "Traceback" not in told
 
 
+async def test_a_reader_is_let_go_when_the_database_dies_and_comes_back_for_the_rest(
+    own_postgres: Path, settings: Settings, serve: Serve, caller: Caller, model: Model, gate: Gate
+) -> None:
+    first = EmbeddedPostgres(own_postgres)
+    url = first.start()
+    migrate(url)
+    service = serve(settings(DATABASE_URL=url, LEASE_S="3")).ready()
+    client = caller(service)
+    model.script(calls(("put", {"gate": gate.name})), Reply(text="Survived."), Reply(text="Survived."))
+    run_id = (await client.create(agent=an_agent(), input="Go."))["run_id"]
+    await gate.entered()
+    seen: list[Sent] = []
+
+    async def read() -> None:
+        async with client.stream(run_id) as events:
+            async for sent in events:
+                seen.append(sent)
+
+    reader = asyncio.create_task(read())
+    await holds(lambda: any(sent.type == "tool_started" for sent in seen), "the events so far")
+    kill(own_postgres)
+    # The readers have been told to look at the rows by then.
+    await holds(lambda: "event_bus_disconnected" in service.stderr(), "the event bus to notice")
+    second = EmbeddedPostgres(own_postgres)
+    second.start()
+    gate.open()
+    await until_ready(client)
+    done = await client.wait(run_id)
+    await reader  # it may have ended early, but not in the middle of an answer
+    if seen[-1].event["seq"] < done["last_event_seq"]:
+        seen += await client.streamed(run_id, last_id=seen[-1].id)
+    check_log([sent.event for sent in seen], done)
+    first.stop()
+    second.stop()
+    assert "request_failed" not in service.stderr()
+
+
 async def test_a_database_that_dies_is_told_and_the_service_recovers_with_its_runs(
     own_postgres: Path, settings: Settings, serve: Serve, caller: Caller, model: Model, gate: Gate
 ) -> None:
@@ -114,9 +159,7 @@ async def test_a_database_that_dies_is_told_and_the_service_recovers_with_its_ru
     await gate.entered()
     before = await client.events(run_id)
 
-    server = Postmaster.of(own_postgres / "postgres")
-    assert server is not None
-    os.kill(server.pid, signal.SIGQUIT)  # "immediate": as after a crash
+    kill(own_postgres)
 
     async def told() -> httpx.Response | None:
         answer = await client.http.get("/readyz")

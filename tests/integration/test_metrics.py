@@ -11,8 +11,10 @@ import pytest
 from fastapi import FastAPI
 
 from app.api import build_api
+from app.db.database import Database
 from app.replica import MAX_BODY_BYTES, running_replica
 from app.settings import Settings
+from tests.contract.stores import create_started, postgres_subject
 from tests.exposition import Exposition
 
 AGENT = {"name": "helper", "model": "demo/assistant", "tools": ["calculate"]}
@@ -47,9 +49,9 @@ async def metrics_of(client: httpx.AsyncClient) -> Exposition:
 async def test_a_run_is_seen_in_the_numbers(settings: Settings) -> None:
     async with serving(settings) as client:
         run = await client.post("/runs/wait", json={"agent": AGENT, "input": "What is 17 * 23?"})
-        assert run.json()["state"] == "completed", run.text
+        assert run.json()["status"] == "completed", run.text
         seen = await metrics_of(client)
-    usage = run.json()["usage_aggregate"]
+    usage = run.json()["result"]["usage_aggregate"]
     whose = {"gen_ai_provider_name": "demo", "gen_ai_request_model": "assistant"}
     assert seen.value("agent_runner_run_duration_seconds_count", status="completed") == 1
     assert seen.value("agent_runner_runs_claimed_total") == 1
@@ -72,6 +74,17 @@ async def test_a_run_that_its_caller_ends_is_counted_once(settings: Settings) ->
     assert seen.value("agent_runner_run_duration_seconds_count") == 1
     assert seen.value("agent_runner_run_duration_seconds_count", status="cancelled") == 1
     assert seen.value("agent_runner_runs_claimed_total") == 0
+
+
+async def test_a_run_of_a_dead_replica_is_counted_as_recovered(settings: Settings, database: Database) -> None:
+    subject = await postgres_subject(database)
+    orphan = await create_started(subject.store)
+    async with serving(settings) as client:
+        run = await client.get(f"/runs/{orphan.run_id}/wait")
+        seen = await metrics_of(client)
+    assert seen.value("agent_runner_runs_recovered_total") == 1
+    assert seen.value("agent_runner_runs_claimed_total") == 1
+    assert seen.value("agent_runner_run_duration_seconds_count", status=run.json()["status"]) == 1
 
 
 async def test_two_replicas_count_apart(settings: Settings) -> None:

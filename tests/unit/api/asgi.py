@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from starlette.types import ASGIApp
@@ -38,8 +39,19 @@ class Caller:
     def go_away(self) -> None:
         self._gone.set()
 
+    async def until(self, happening: Coroutine[Any, Any, object]) -> None:
+        """Wait until something has happened; the request may not end before it does."""
+        waiting = asyncio.create_task(happening)
+        await asyncio.wait((waiting, self.task), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            waiting.cancel()
+            raise AssertionError(f"the request ended before that: {self.status} {self.sent!r}")
+
     async def has(self, text: bytes) -> None:
         """Wait until this much has come."""
+        await self.until(self._comes(text))
+
+    async def _comes(self, text: bytes) -> None:
         async with self._sent:
             await self._sent.wait_for(lambda: text in self.sent)
 

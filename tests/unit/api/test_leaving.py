@@ -31,7 +31,7 @@ class Runs:
     async def create(self, command: Any, key: Any) -> Created:
         return Created(self._run)
 
-    async def wait(self, run_id: str, timeout_s: float) -> Any:
+    async def wait(self, run_id: str, timeout_s: float, **_: Any) -> Any:
         return await self.nothing()
 
     async def nothing(self) -> Any:
@@ -69,7 +69,7 @@ async def test_a_run_ends_with_its_caller_only_if_it_was_asked_to(
 ) -> None:
     runs = _serve(services, on_disconnect)
     caller = Caller(app, "POST", path, BODY)
-    await runs.waiting.wait()
+    await caller.until(runs.waiting.wait())
     caller.go_away()
     await caller.task
     assert runs.given_up.is_set()
@@ -83,7 +83,7 @@ async def test_a_cancel_that_fails_is_not_the_end_of_the_service(
     runs = _serve(services, OnDisconnect.CANCEL)
     runs.unavailable = True
     caller = Caller(app, "POST", path, BODY)
-    await runs.waiting.wait()
+    await caller.until(runs.waiting.wait())
     caller.go_away()
     await caller.task
     assert runs.cancelled == [RUN_ID]
@@ -93,7 +93,7 @@ async def test_a_cancel_that_fails_is_not_the_end_of_the_service(
 async def test_a_mere_reader_ends_nothing(app: FastAPI, services: StubServices, path: str) -> None:
     runs = _serve(services, OnDisconnect.CANCEL)
     caller = Caller(app, "GET", path)
-    await runs.waiting.wait()
+    await caller.until(runs.waiting.wait())
     caller.go_away()
     await caller.task
     assert runs.given_up.is_set()
@@ -102,7 +102,7 @@ async def test_a_mere_reader_ends_nothing(app: FastAPI, services: StubServices, 
 
 async def test_a_wait_leaves_no_task_behind(app: FastAPI, services: StubServices) -> None:
     class Quick:
-        async def wait(self, run_id: str, timeout_s: float) -> Any:
+        async def wait(self, run_id: str, timeout_s: float, **_: Any) -> Any:
             return a_run()
 
     services.runs = Quick()
@@ -118,7 +118,7 @@ async def test_a_timeout_of_the_service_is_not_taken_for_a_caller_that_left(
     app: FastAPI, services: StubServices
 ) -> None:
     class Late:
-        async def wait(self, run_id: str, timeout_s: float) -> Any:
+        async def wait(self, run_id: str, timeout_s: float, **_: Any) -> Any:
             raise TimeoutError("of something else")
 
     services.runs = Late()
@@ -130,7 +130,7 @@ async def test_a_timeout_of_the_service_is_not_taken_for_a_caller_that_left(
 async def test_a_service_that_is_stopped_cancels_no_run(app: FastAPI, services: StubServices) -> None:
     runs = _serve(services, OnDisconnect.CANCEL)
     caller = Caller(app, "POST", "/runs/stream", BODY)
-    await runs.waiting.wait()
+    await caller.until(runs.waiting.wait())
     caller.task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller.task

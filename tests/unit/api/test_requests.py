@@ -34,7 +34,7 @@ class Runs:
         self.keys.append(key)
         return CreatedMany([a_run() for _ in commands], self.replayed)
 
-    async def wait(self, run_id: str, timeout_s: float) -> Any:
+    async def wait(self, run_id: str, timeout_s: float, **_: Any) -> Any:
         self.waited_s = timeout_s
         return a_finished_run(run_id=run_id)
 
