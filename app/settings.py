@@ -92,7 +92,7 @@ class Settings(BaseSettings):
         default="info", description="debug | info | warning | error."
     )
     telemetry: Annotated[Literal["none"], BeforeValidator(_lower)] = Field(
-        default="none", description="none. Traces and metrics are not exported yet."
+        default="none", description="none. Traces are not exported yet; metrics are at /metrics."
     )
 
     @field_validator("database_url", "database_direct_url")

@@ -204,7 +204,7 @@ async def _known(request: Request, error: Exception) -> Response:
             return problem(request, code, str(error), headers={"Retry-After": str(error.retry_after_s)})
         case StoreUnavailable() | AgentChanged():
             _log.warning("unavailable", request_id=request_id_of(request.scope), reason=str(error))
-            return unavailable(request, "the service cannot reach its database; try again")
+            return unavailable(request, str(error))
         case _:
             return problem(request, code, str(error))
 

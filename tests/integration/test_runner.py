@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ SUMS = [CALLS, {"text": "5 and 9"}]
 SLOW = [{"text": "too late", "delay_s": 60}]
 
 
-def adder(**settings: object) -> Agent:
+def adder(**settings: Any) -> Agent:
     return Agent("adder", "scripted/sums", tools=[add], **settings)
 
 
