@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from app.api import build_api
-from app.engine.store_errors import StoreUnavailable
+from app.engine.store_errors import StoreUnavailable, reason_of
 from app.replica import MAX_BODY_BYTES, running_replica
 from app.services.agent_files import AgentFileError
 from app.settings import Settings
@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> FastAPI:
                 with _StopSignal(replica.drain):
                     yield
         except (StoreUnavailable, ToolRegistrationError, AgentFileError) as reason:
-            log.error("cannot_start", reason=str(reason))
+            log.error("cannot_start", reason=reason_of(reason) if isinstance(reason, StoreUnavailable) else str(reason))
             sys.exit(3)
 
     return build_api(lifespan=lifespan, max_body_bytes=MAX_BODY_BYTES)

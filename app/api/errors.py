@@ -203,7 +203,8 @@ async def _known(request: Request, error: Exception) -> Response:
         case TooManyRuns():
             return problem(request, code, str(error), headers={"Retry-After": str(error.retry_after_s)})
         case StoreUnavailable() | AgentChanged():
-            _log.warning("unavailable", request_id=request_id_of(request.scope), reason=str(error))
+            reason = getattr(error, "reason", "")
+            _log.warning("unavailable", request_id=request_id_of(request.scope), error=str(error), reason=reason)
             return unavailable(request, str(error))
         case _:
             return problem(request, code, str(error))

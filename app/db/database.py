@@ -40,6 +40,8 @@ UNAVAILABLE = (
 CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 CONFLICT_TRIES = 5
 
+_NO_ANSWER = "the database does not answer; try again"
+
 ACQUIRE_TIMEOUT_S = 10.0
 STATEMENT_TIMEOUT_S = 30.0
 
@@ -96,7 +98,7 @@ class Database:
                 statement_cache_size=cached,
             )
         except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-            raise StoreUnavailable(f"the database cannot be reached: {error}") from error
+            raise StoreUnavailable(_NO_ANSWER, error) from error
         engine = create_async_engine(
             "postgresql+asyncpg://",
             async_creator=connect,
@@ -137,7 +139,7 @@ class Database:
         except asyncpg.UndefinedTableError as error:
             raise StoreUnavailable("the database has no tables yet; run `agent-runner migrate`") from error
         except UNAVAILABLE as error:
-            raise StoreUnavailable(f"the database did not answer: {str(error) or type(error).__name__}") from error
+            raise StoreUnavailable(_NO_ANSWER, error) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection]:
@@ -156,8 +158,8 @@ class Database:
             async with self._sessions() as session, session.begin():
                 yield session
         except (OSError, PoolTimeout, InterfaceError) as error:
-            raise StoreUnavailable(f"the database did not answer: {error}") from error
+            raise StoreUnavailable(_NO_ANSWER, error) from error
         except DBAPIError as error:
             if error.connection_invalidated or isinstance(error.orig.__cause__ if error.orig else None, UNAVAILABLE):
-                raise StoreUnavailable(f"the database did not answer: {error.orig}") from error
+                raise StoreUnavailable(_NO_ANSWER, error.orig) from error
             raise

@@ -21,7 +21,16 @@ class StoreError(Exception):
 
 
 class StoreUnavailable(StoreError):
-    """The store did not answer; nothing is known of what was asked."""
+    """The store did not answer; nothing is known of what was asked.
+
+    Args:
+        message: for callers: which part failed and what to do.
+        reason: for logs: what the driver said; it may name hosts and accounts.
+    """
+
+    def __init__(self, message: str, reason: object = "") -> None:
+        super().__init__(message)
+        self.reason = str(reason) or type(reason).__name__
 
 
 class RunNotFound(StoreError):
@@ -56,3 +65,8 @@ class AgentChanged(StoreError):
 
 class IdempotencyMismatch(StoreError):
     """The idempotency key was used with another request."""
+
+
+def reason_of(error: StoreError) -> str:
+    """What to write into a log: also what callers are not told."""
+    return f"{error} ({error.reason})" if isinstance(error, StoreUnavailable) else str(error)

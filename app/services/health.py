@@ -31,7 +31,7 @@ class Health:
             async with asyncio.timeout(ANSWER_WITHIN_S), self._database.connection() as connection:
                 problem = missing(await current(connection))
         except (StoreUnavailable, TimeoutError) as error:
-            return f"the database does not answer: {error or 'no answer in time'}"
+            return str(error) or "the database does not answer in time"
         if problem is not None:
             return problem
         return None if self._accepting() else "this replica is shutting down or has lost its lease; it takes no work"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from app.engine.events import Event, EventType, RunIdentity
 from app.engine.ports import EventBus, RunStore
 from app.engine.records import Committed, DeltaOutcome, DeltaWrite, Fence
-from app.engine.store_errors import StoreError
+from app.engine.store_errors import StoreError, reason_of
 from app.telemetry.logs import get_logger
 
 WATCHED_EVERY_S = 0.040
@@ -146,7 +146,7 @@ class DeltaGatherer:
         try:
             answers = await self._store.append_deltas(batch)
         except StoreError as error:
-            log.warning("deltas_not_written", runs=len(batch), error=str(error))
+            log.warning("deltas_not_written", runs=len(batch), error=reason_of(error))
             answers = [DeltaOutcome.LOST] * len(batch)
         finally:
             for deltas in due:

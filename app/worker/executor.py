@@ -16,7 +16,7 @@ from app.engine.records import Claim, Loaded, RunRecord
 from app.engine.resume import state_of
 from app.engine.state import RunState
 from app.engine.status import RunStatus
-from app.engine.store_errors import DamagedCheckpoint, StoreError
+from app.engine.store_errors import DamagedCheckpoint, StoreError, reason_of
 from app.telemetry.logs import get_logger
 from app.worker.driver import DriverPorts, LostRun, RunDriver, Start
 
@@ -152,7 +152,7 @@ class LocalExecutor:
             stopped = await self._ports.store.stop(run_id, RunStatus.FAILED, RunError("damaged_checkpoint", str(error)))
             self._ports.bus.publish(run_id, stopped.events)
         except StoreError as error:
-            log.warning("run_dropped", run_id=run_id, error=str(error))
+            log.warning("run_dropped", run_id=run_id, error=reason_of(error))
 
     async def _drive(self, entry: _Task, driver: RunDriver) -> None:
         run_id = entry.claim.fence.run_id

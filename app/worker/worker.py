@@ -10,7 +10,7 @@ from contextlib import suppress
 from app.db import claims
 from app.db.database import Database
 from app.engine.ports import RunStore
-from app.engine.store_errors import StoreError
+from app.engine.store_errors import StoreError, reason_of
 from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.telemetry.logs import get_logger
@@ -57,7 +57,7 @@ class ClaimLoop:
         try:
             claimed = await self._store.claim(self._executor.owner, limit)
         except StoreError as error:
-            log.warning("claim_failed", error=str(error))
+            log.warning("claim_failed", error=reason_of(error))
             return 0
         for claim in claimed:
             self._executor.take(claim)
@@ -134,7 +134,7 @@ class Worker:
                 try:
                     await work()
                 except StoreError as error:
-                    log.warning("background_work_failed", work=name, error=str(error))
+                    log.warning("background_work_failed", work=name, error=reason_of(error))
                 except Exception:
                     log.exception("background_work_failed", work=name)
                 await asyncio.sleep(seconds * random.uniform(0.8, 1.2))

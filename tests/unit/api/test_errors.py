@@ -81,7 +81,7 @@ def failing(services: StubServices) -> Callable[[Exception], None]:
         ),
         (EventsTrimmed(120), 410, "events_trimmed", {"first_seq": 120}),
         (TooManyRuns("full", 7), 429, "too_many_runs", {}),
-        (StoreUnavailable("secret host name"), 503, "unavailable", {}),
+        (StoreUnavailable("no answer", "secret host name"), 503, "unavailable", {}),
         (AgentChanged("again"), 503, "unavailable", {}),
     ],
 )
@@ -110,9 +110,10 @@ async def test_a_caller_is_told_when_to_come_back(
 ) -> None:
     failing(TooManyRuns("full", 7))
     assert (await client.get("/runs/r")).headers["retry-after"] == "7"
-    failing(StoreUnavailable("secret host name"))
+    failing(StoreUnavailable("the database does not answer", "secret host name"))
     answer = await client.get("/runs/r")
     assert answer.headers["retry-after"] == "1"
+    assert answer.json()["detail"] == "the database does not answer"
     assert "secret" not in answer.text
 
 
