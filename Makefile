@@ -27,8 +27,8 @@ check: $(VENV)/.installed-dev ## Lint, formatting, types, import contracts
 clients: $(VENV)/.installed-dev ## Generate API clients from the OpenAPI document and check them (needs npm)
 	@$(BIN)/python tests/clients/generate.py
 
-bench: $(VENV)/.installed ## Measure throughput and latency
-	@$(BIN)/python -m benchmarks
+bench: $(VENV)/.installed ## Measure CPU per run, throughput, latency (BENCH_ARGS="--only one-step")
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 # The hashes are those of the package index itself, whatever mirror or folder this machine installs from.
 COMPILE := env -u PIP_FIND_LINKS -u PIP_EXTRA_INDEX_URL -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL \

@@ -7,11 +7,12 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import build_api
 from app.engine.store_errors import StoreUnavailable, reason_of
@@ -38,7 +39,28 @@ def create_app(settings: Settings) -> FastAPI:
             log.error("cannot_start", reason=reason_of(reason) if isinstance(reason, StoreUnavailable) else str(reason))
             sys.exit(3)
 
-    return build_api(lifespan=lifespan, max_body_bytes=MAX_BODY_BYTES)
+    app = build_api(lifespan=lifespan, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(_ToldFailure)
+    return app
+
+
+class _ToldFailure:
+    """Keeps the traceback of a start that failed for a reason that was told in one line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def without_trace(message: Message) -> None:
+            failed = message["type"] == "lifespan.startup.failed" and isinstance(sys.exception(), SystemExit)
+            await send({**message, "message": ""} if failed else message)
+
+        with suppress(SystemExit):
+            await self._app(scope, receive, without_trace)
 
 
 class _StopSignal:

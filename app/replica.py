@@ -15,11 +15,13 @@ from app.db.database import Database
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
 from app.engine.limits import SERVICE_LIMITS
+from app.engine.store_errors import StoreError
 from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
 from app.services.agents import AgentService
 from app.services.container import Services
+from app.services.errors import ServiceError
 from app.services.event_stream import EventStreams
 from app.services.health import Health
 from app.services.run_queries import RunQueries
@@ -156,7 +158,10 @@ async def _start_when_migrated(replica: Replica, database: Database) -> None:
     log.warning("migrations_missing", hint="run `agent-runner migrate`; this replica starts to work after it")
     while await _migrations_missing(database) is not None:  # noqa: ASYNC110 - the database tells nobody
         await asyncio.sleep(MIGRATIONS_LOOK_S)
-    await replica.start()
+    try:
+        await replica.start()
+    except (StoreError, ServiceError) as error:
+        log.error("cannot_start", reason=str(error), hint="restart this replica")
 
 
 async def _migrations_missing(database: Database) -> str | None:

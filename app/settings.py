@@ -109,6 +109,13 @@ class Settings(BaseSettings):
         _ = urlsplit(url).port
         return url
 
+    @field_validator("agents_dir")
+    @classmethod
+    def _check_agents_dir(cls, folder: Path) -> Path:
+        if folder != Path("agents") and not folder.is_dir():
+            raise ValueError("should be a folder that exists")
+        return folder
+
     @field_validator("openai_base_url")
     @classmethod
     def _check_base_url(cls, url: str) -> str:

@@ -74,9 +74,19 @@ def main() -> None:
         sys.exit(1)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"agent-runner {version('agent-runner')}")
+        raise typer.Exit
+
+
 @cli.callback()
-def program() -> None:
-    """Keeps `serve` and `migrate` commands by name whatever their number."""
+def program(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Runs LLM agents durably on Postgres, over HTTP."""
 
 
 @cli.command()
@@ -126,7 +136,10 @@ def apply_agent(
     _with_agents("save_agent", file)
 
 
-@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@cli.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,  # the benchmarks have their own
+)
 def bench(context: typer.Context) -> None:
     """Measure CPU time per run, throughput and latency (from a checkout; --help lists the options)."""
     try:

@@ -40,6 +40,7 @@ UNAVAILABLE = (
 CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 CONFLICT_TRIES = 5
 
+_NO_TABLES = "the database has no tables yet; run `agent-runner migrate`"
 _NO_ANSWER = "the database does not answer; try again"
 
 ACQUIRE_TIMEOUT_S = 10.0
@@ -105,6 +106,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=10,
+            pool_pre_ping=True,  # a server that was restarted is nobody's error
         )
         return cls(pool, engine)
 
@@ -137,7 +139,7 @@ class Database:
             async with self.pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 yield connection
         except asyncpg.UndefinedTableError as error:
-            raise StoreUnavailable("the database has no tables yet; run `agent-runner migrate`") from error
+            raise StoreUnavailable(_NO_TABLES) from error
         except UNAVAILABLE as error:
             raise StoreUnavailable(_NO_ANSWER, error) from error
 
@@ -160,6 +162,8 @@ class Database:
         except (OSError, PoolTimeout, InterfaceError) as error:
             raise StoreUnavailable(_NO_ANSWER, error) from error
         except DBAPIError as error:
+            if isinstance(error.orig.__cause__ if error.orig else None, asyncpg.UndefinedTableError):
+                raise StoreUnavailable(_NO_TABLES) from error
             if error.connection_invalidated or isinstance(error.orig.__cause__ if error.orig else None, UNAVAILABLE):
                 raise StoreUnavailable(_NO_ANSWER, error.orig) from error
             raise

@@ -130,7 +130,7 @@ async def pause(connection: Connection, locked: LockedRun) -> Stopped:
             events = await _append(connection, run, [event], at)
             return Stopped(await reread(connection, run.run_id), True, events)
         case _:
-            raise RunConflict(f"a {run.status} run cannot be paused", run.status)
+            raise RunConflict(f"the run is {run.status}: it cannot be paused", run.status)
 
 
 async def resume(connection: Connection, locked: LockedRun, limits: Limits | None) -> Stopped:
@@ -149,7 +149,7 @@ async def resume(connection: Connection, locked: LockedRun, limits: Limits | Non
             await connection.execute("UPDATE runs SET control = NULL WHERE run_id = $1", locked.row["run_id"])
             return Stopped(await reread(connection, run.run_id), changed=run.pause_requested)
         case RunStatus.CANCELLED:
-            raise RunConflict("a cancelled run stays cancelled; fork it to go on from it", run.status)
+            raise RunConflict("the run is cancelled: it cannot be resumed", run.status)
         case RunStatus.PAUSED:
             await _queue_again(connection, locked, limits, ResumeReason.PAUSE)
         case RunStatus.FAILED | RunStatus.INTERRUPTED:
@@ -168,7 +168,8 @@ async def delete_run(connection: Connection, run_id: str) -> None:
     """
     locked = await lock(connection, run_id)
     if not locked.run.status.terminal:
-        raise RunConflict(f"a {locked.run.status} run cannot be deleted; cancel it first", locked.run.status)
+        message = f"the run is {locked.run.status}: cancel it before it is deleted"
+        raise RunConflict(message, locked.run.status)
     ids = [
         row["run_id"]
         for row in await connection.fetch(
@@ -258,7 +259,7 @@ async def _refuse_overtaken(connection: Connection, locked: LockedRun) -> None:
         began_at,
     )
     if later is not None:
-        message = f"run {later} has the thread, or has written to it since; fork this run to go on from it"
+        message = f"run {later} has the thread, or has written to it since: this run cannot go on"
         raise RunConflict(message, run.status)
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from app.engine.limits import Limits, RunLimits
 from app.engine.model import ModelPolicies
@@ -17,6 +17,16 @@ from app.engine.model import ModelPolicies
 AGENT_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,47}$"
 AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
 ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+
+
+def _each_once(tools: list[str]) -> list[str]:
+    twice = {name for name in tools if tools.count(name) > 1}
+    if twice:
+        raise ValueError(f"names a tool twice: {', '.join(sorted(twice))}")
+    return tools
+
+
+ToolNames = Annotated[list[ToolName], AfterValidator(_each_once)]
 
 
 class LlmFailurePolicy(StrEnum):
@@ -77,7 +87,7 @@ class AgentSettings(_Data):
         default="",
         description="The system message; `{{ name.path }}` is filled from the run's `context`, nothing is evaluated.",
     )
-    tools: list[ToolName] = Field(default_factory=list[str], max_length=128)
+    tools: ToolNames = Field(default_factory=list[str], max_length=128)
     model_settings: ModelSettings = ModelSettings()
     limits: Limits = Limits()
     llm_failure_policy: LlmFailurePolicy = LlmFailurePolicy.FAIL
@@ -109,7 +119,7 @@ class AgentOverrides(_Data):
 
     model: str | None = Field(default=None, min_length=1, max_length=200)
     instructions: str | None = None
-    tools: list[ToolName] | None = Field(default=None, max_length=128)
+    tools: ToolNames | None = Field(default=None, max_length=128)
     model_settings: ModelSettings | None = None
     limits: Limits | None = None
     resume_limits: Limits | None = None

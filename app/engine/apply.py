@@ -109,9 +109,15 @@ def opening(
                 return (), ()
             return _batch_opening(step, new), tuple(ToolRecord(step, replace(call, started=True)) for call in new)
         case Finish(outcome):
-            return (closing_event(state, outcome.status, outcome.final_text, outcome.error),), ()
+            last = replace(state, step=last_step(state))
+            return (closing_event(last, outcome.status, outcome.final_text, outcome.error),), ()
         case _:
             assert_never(action)
+
+
+def last_step(state: RunState) -> int:
+    """The last step that began: a run that ends at a limit before its next model call has not begun the next step."""
+    return max(state.step - 1, 1) if state.phase is Phase.CALL_MODEL else state.step
 
 
 def begun(state: RunState, action: Action) -> RunState:
@@ -190,7 +196,7 @@ def _model_responded(state: RunState, outcome: ModelResponded, tools: ToolPort, 
 
 def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...]) -> Transition:
     """A response without tool calls ends the run; only a whole answer completes it."""
-    if not response.text:
+    if not response.text and response.finish_reason is not FinishReason.CONTENT_FILTER:
         error = RunError(WarningCode.EMPTY_RESPONSE.value, "the model gave an empty answer", retryable=True)
         if state.best_text:
             state = finished(state, RunStatus.DEGRADED, state.best_text, error)
@@ -256,8 +262,8 @@ def _after_failures(state: RunState, agent: ResolvedAgent) -> RunState:
 def _closed_step(state: RunState, agent: ResolvedAgent) -> RunState:
     match agent.tool_failure_policy:
         case ToolFailurePolicy.FAIL if state.tolerated is not None:
-            failed = replace(state, step=state.step + 1)
-            return finished(failed, RunStatus.FAILED, state.tolerated.message, state.tolerated)
+            failed = finished(state, RunStatus.FAILED, state.tolerated.message, state.tolerated)
+            return replace(failed, resume_step=state.step + 1)
         case ToolFailurePolicy.CONTINUE | ToolFailurePolicy.DEGRADE | ToolFailurePolicy.FAIL:
             return replace(state, step=state.step + 1, phase=Phase.CALL_MODEL, calls=())
         case _:
@@ -284,7 +290,8 @@ def _llm_completed(step: int, outcome: ModelResponded) -> Event:
 
 def _warnings(step: int, response: ModelResponse) -> list[Event]:
     found: list[tuple[WarningCode, str]] = []
-    if not response.text and not response.tool_calls:
+    filtered = response.finish_reason is FinishReason.CONTENT_FILTER
+    if not response.text and not response.tool_calls and not filtered:
         found.append((WarningCode.EMPTY_RESPONSE, "the model gave an empty answer"))
     if response.finish_reason is FinishReason.LENGTH:
         found.append(
@@ -293,7 +300,7 @@ def _warnings(step: int, response: ModelResponse) -> list[Event]:
                 "the model's answer was cut off at its output limit (max_tokens)",
             )
         )
-    if response.finish_reason is FinishReason.CONTENT_FILTER:
+    if filtered:
         found.append((WarningCode.CONTENT_FILTERED, "the provider filtered the model's answer"))
     if response.usage_estimated:
         found.append((WarningCode.USAGE_ESTIMATED, "the provider reported no usage; token counts are estimated"))

@@ -53,6 +53,7 @@ class RunState:
         tolerated: the first failure that a policy let pass; the run then ends degraded.
         model, provider: who answered last.
         outcome: set in `FINISH`.
+        resume_step: the step that a failed run goes on with, where it is not the open one: its tools have all ended.
     """
 
     step: int = 1
@@ -66,6 +67,7 @@ class RunState:
     model: str | None = None
     provider: str | None = None
     outcome: Outcome | None = None
+    resume_step: int | None = None
 
     def open_calls(self) -> tuple[OpenCall, ...]:
         """The calls that have no result yet."""
@@ -98,7 +100,8 @@ def checkpoint_of(state: RunState) -> Checkpoint:
     if state.outcome is not None and state.outcome.status is RunStatus.FAILED:
         # What failed the run is forgiven by resuming it; what a policy let pass before still degrades it.
         tolerated = None if state.outcome.error == state.tolerated else state.tolerated
-        state = replace(state, phase=Phase.CALL_MODEL, outcome=None, tolerated=tolerated)
+        step = state.resume_step or state.step
+        state = replace(state, step=step, phase=Phase.CALL_MODEL, outcome=None, resume_step=None, tolerated=tolerated)
     return Checkpoint(state.step, state.phase, state.as_checkpoint())
 
 

@@ -56,6 +56,11 @@ class OpenAICompatibleClient:
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
         """See `ModelClient.stream`."""
+        if self._for_openai and self._api_key is None:
+            raise ModelError(
+                ModelErrorCode.AUTHENTICATION,
+                "no key for OpenAI: set OPENAI_API_KEY, or OPENAI_BASE_URL for another compatible server",
+            )
         model = request.model.removeprefix(self._provider + "/")
         completion = Completion(request, provider=self._provider, model=model, secret=self._api_key)
         response = await self._post(chat_request(request, model, self._tools, for_openai=self._for_openai))

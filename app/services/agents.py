@@ -221,6 +221,8 @@ class AgentService:
         Raises:
             AgentFileError: a file cannot be used; nothing was then changed.
         """
+        if not await asyncio.to_thread(directory.is_dir):
+            return  # no folder says nothing about the agents that came from one
         definitions = await asyncio.to_thread(read_agent_files, directory)
         for path, definition in definitions.items():
             try:

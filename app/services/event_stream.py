@@ -87,7 +87,7 @@ class EventStreams:
         run = await self._head(run_id)
         if after > run.last_seq:
             message = f"the run has {run.last_seq} events so far; the cursor {after} is ahead of it"
-            raise Invalid(message, ("query", "after"))
+            raise Invalid(message, ("header", "Last-Event-ID") if reconnect else ("query", "after"))
         if after + 1 < run.first_seq:
             raise EventsTrimmed(run.first_seq)
         if reconnect and run.status.terminal and after == run.last_seq:

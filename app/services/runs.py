@@ -34,7 +34,7 @@ from app.engine.store_errors import AgentChanged, StoreUnavailable
 from app.engine.tools import ToolPort
 from app.event_bus.memory import MemoryBus, Subscription
 from app.services.agents import AgentService, ResolvedRef
-from app.services.errors import TooManyRuns
+from app.services.errors import Invalid, TooManyRuns, UnknownAgent
 from app.services.run_control import RunControl
 
 AGENT_TRIES = 3
@@ -158,10 +158,8 @@ class RunService(RunControl):
     ) -> CreatedMany:
         """Create all of these runs or none of them; raises as `create` does."""
         await self._check_queue(len(commands))
-        for command in commands:
-            self._agents.check_overrides(command.overrides)
         for _ in range(AGENT_TRIES):
-            refs = [await self._agents.resolve(command.agent, command.tenant_id) for command in commands]
+            refs = [await self._resolved(index, command) for index, command in enumerate(commands)]
             news = [
                 self._new_run(str(uuid7()), command, ref, None, opens=False)
                 for command, ref in zip(commands, refs, strict=True)
@@ -218,6 +216,17 @@ class RunService(RunControl):
         """
         async with self._database.transaction() as connection:
             await delete_run(connection, run_id)
+
+    async def _resolved(self, index: int, command: CreateRun) -> ResolvedRef:
+        """The agent of one of several runs; a refusal says which of them it is."""
+        try:
+            self._agents.check_overrides(command.overrides)
+            return await self._agents.resolve(command.agent, command.tenant_id)
+        except Invalid as error:
+            error.loc = ("body", "items", index, *error.loc[1:])
+            raise
+        except UnknownAgent as error:
+            raise UnknownAgent(f"items.{index}: {error}") from error
 
     @contextmanager
     def _counted(self, reader: Subscription) -> Generator[None]:

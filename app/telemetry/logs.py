@@ -30,7 +30,7 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _drop_color_message,
+        _drop_foreign_marks,
     ]
     structlog.configure(
         processors=[
@@ -76,9 +76,10 @@ def _to_json(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
-def _drop_color_message(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Any:
-    """uvicorn sends each line a second time with terminal colours in it."""
+def _drop_foreign_marks(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Any:
+    """What libraries hang on records for themselves; uvicorn sends each line again with terminal colours in it."""
     event.pop("color_message", None)
+    event.pop("litellm_redacted", None)  # a mark that litellm puts on every record of the process
     return event
 
 

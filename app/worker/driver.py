@@ -22,6 +22,7 @@ from app.engine.apply import (
     Transition,
     apply,
     begun,
+    last_step,
     opening,
 )
 from app.engine.decide import decide
@@ -108,6 +109,7 @@ class RunDriver:
         self._request: ModelRequest | None = None
         self._step_text: list[str] = []
         self._stopping = False
+        self.failure: RunError | None = None
         self._began_at = ports.clock()
         self._deltas = DeltaLog(self._run, start.claim.fence, on_lost)
         self._tools: tuple[ToolSpec, ...] = tuple(
@@ -155,6 +157,8 @@ class RunDriver:
             action = await self._begin(action)
         while action is not None:
             if isinstance(action, Finish):
+                if action.outcome.status is RunStatus.FAILED:
+                    self.failure = action.outcome.error
                 return action.outcome.status
             if self._stopping and isinstance(action, CallModel):
                 await self.release()
@@ -309,7 +313,7 @@ class RunDriver:
             opening=opening_events,
             on_pause=on_pause,
             status=RunStatus.RUNNING if outcome is None else outcome.status,
-            step=state.step,
+            step=state.step if outcome is None else last_step(state),
             messages=transition.messages,
             records=transition.records,
             # An interrupted run goes on from where it stood: at the checkpoint that it has.

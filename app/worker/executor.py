@@ -159,6 +159,8 @@ class LocalExecutor:
         try:
             status = await driver.drive()
             log.debug("run_left", run_id=run_id, status=status)
+            if driver.failure is not None:
+                log.warning("run_failed", run_id=run_id, code=driver.failure.code, error=driver.failure.message)
         except asyncio.CancelledError:
             if entry.releasing:
                 with suppress(StoreError):

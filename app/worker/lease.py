@@ -53,6 +53,7 @@ class Lease:
 
     async def start(self) -> None:
         """Raises StoreUnavailable: the first beat did not get through within a lease."""
+        self.tick()  # the lease may have been made long ago, waiting for migrations
         self._thread.start()
         if not await asyncio.to_thread(self._first.wait, self._lease_s):
             self._stop.set()

@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag
 
 from app.api.schemas.content import RunInput, messages_of
 from app.api.schemas.fields import AgentRef, JsonObject, Metadata, Moment, RequestModel, ThreadId, example
-from app.engine.agent import AgentDefinition, AgentOverrides, ModelSettings, ToolName
+from app.engine.agent import AgentDefinition, AgentOverrides, ModelSettings, ToolNames
 from app.engine.limits import Limits
 from app.engine.records import OnBusyThread, OnDisconnect
 from app.services.runs import CreateRun
@@ -41,7 +41,7 @@ class RunCreate(RequestModel):
         default=None, min_length=1, max_length=200, description="Instead of the agent's.", examples=["demo/echo"]
     )
     instructions: str | None = Field(default=None, description="Instead of the agent's.")
-    tools: list[ToolName] | None = Field(default=None, max_length=128, description="Instead of the agent's.")
+    tools: ToolNames | None = Field(default=None, max_length=128, description="Instead of the agent's.")
     model_settings: ModelSettings | None = Field(default=None, description="Merged over the agent's.")
     on_busy_thread: OnBusyThread = Field(
         default=OnBusyThread.ENQUEUE, description="What to do while another run has the thread."
