@@ -37,7 +37,7 @@ def test_a_run_ends_with_one_terminal_event_that_agrees_with_its_outcome(
     outcome = trace.outcome
     assert outcome.status.terminal
     assert [event.type in TERMINAL_TYPES for event in trace.events] == [False] * (len(trace.events) - 1) + [True]
-    last = replace(trace.state, step=trace.events[-2].step)
+    last = replace(trace.state, step=trace.events[-2].step if len(trace.events) > 1 else 1)
     assert trace.events[-1] == closing_event(last, outcome.status, outcome.final_text, outcome.error)
     assert trace.events[-1].state is outcome.status
     assert (outcome.error is None) is (outcome.status is RunStatus.COMPLETED)
