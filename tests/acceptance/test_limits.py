@@ -89,7 +89,8 @@ async def test_the_time_limit_interrupts_a_run_in_the_middle_of_a_model_call(cli
     events = await client.events(run["run_id"])
     check_log(events, run)
     assert (events[-1]["type"], events[-1]["data"]["code"]) == ("run_interrupted", "wall_time")
-    assert 0.5 <= run["result"]["state_snapshot"]["elapsed_s"] < 10
+    # The event loop counts in whole milliseconds, and so its timers may be one early.
+    assert 0.498 <= run["result"]["state_snapshot"]["elapsed_s"] < 10
 
     model.script(Reply(text="Just in time."))
     await client.steer("resume", run["run_id"])  # its time starts afresh

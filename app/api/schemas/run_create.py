@@ -17,7 +17,7 @@ _NO_OVERRIDES = AgentOverrides()
 
 
 def _form(value: object) -> str:
-    return "definition" if isinstance(value, dict) else "name"
+    return "definition" if isinstance(value, dict | AgentDefinition) else "name"
 
 
 class RunCreate(RequestModel):
