@@ -83,8 +83,21 @@ async def owned_runs(connection: Connection, owner: str) -> dict[str, int]:
     return {str(row["run_id"]): row["epoch"] for row in rows}
 
 
+async def put_back(connection: Connection, owner: str, runs: dict[str, int]) -> None:
+    """Queue runs again that a replica owns by the database and let go of, or never heard that it has: no crash."""
+    await connection.execute(
+        """UPDATE runs SET status = 'queued', owner = NULL, epoch = runs.epoch + 1, resume_reason = 'crash',
+                           available_at = clock_timestamp()
+           FROM unnest($2::uuid[], $3::bigint[]) AS stray(run_id, epoch)
+           WHERE runs.run_id = stray.run_id AND runs.epoch = stray.epoch AND owner = $1::uuid AND status = 'running'""",
+        owner,
+        list(runs),
+        list(runs.values()),
+    )
+
+
 async def disown(connection: Connection, owner: str, runs: dict[str, int]) -> None:
-    """Make orphans of runs that a replica owns by the database and does not execute: recovery then counts them."""
+    """Make orphans of runs whose task a defect has ended: recovery counts them as crashed."""
     await connection.execute(
         """UPDATE runs SET owner = NULL, epoch = runs.epoch + 1
            FROM unnest($2::uuid[], $3::bigint[]) AS stray(run_id, epoch)

@@ -34,6 +34,9 @@ UNAVAILABLE = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InsufficientResourcesError,
     asyncpg.InternalClientError,
 )
 # Postgres asks for these to be tried again: a deadlock and a serialisation failure undo the whole transaction.

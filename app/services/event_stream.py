@@ -248,3 +248,5 @@ def _forget_ended(place: _ThreadCursor, heads: list[reading.RunHead]) -> None:
         overtaken = head.status.terminal and head.ordinal < last
         if (final or overtaken) and place.positions.get(head.run_id, 0) >= head.last_seq:
             place.positions.pop(head.run_id, None)
+        else:  # it may have had nothing to give yet: it is behind the ordinal now and must be asked for by name
+            place.positions.setdefault(head.run_id, 0)

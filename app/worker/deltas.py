@@ -148,6 +148,9 @@ class DeltaGatherer:
         except StoreError as error:
             log.warning("deltas_not_written", runs=len(batch), error=reason_of(error))
             answers = [DeltaOutcome.LOST] * len(batch)
+        except Exception:
+            log.exception("deltas_not_written", runs=len(batch))
+            answers = [DeltaOutcome.LOST] * len(batch)
         finally:
             for deltas in due:
                 if deltas.in_flight is not None:

@@ -50,6 +50,8 @@ class LocalExecutor:
         self._tasks: dict[str, _Task] = {}
         self._on_free: list[Callable[[], None]] = []
         self.accepting = True
+        # Runs whose task ended by a defect: unlike those that were let go of, they count as crashed.
+        self.crashed: set[str] = set()
 
     @property
     def owner(self) -> str:
@@ -129,6 +131,7 @@ class LocalExecutor:
     def _ended(self, run_id: str, entry: _Task, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("run_task_failed", run_id=run_id, error=repr(error))
+            self.crashed.add(run_id)
         if self._tasks.get(run_id) is entry:
             del self._tasks[run_id]
         for callback in self._on_free:

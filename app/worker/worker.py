@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from app.db import claims
-from app.db.database import Database
+from app.db.database import Connection, Database
 from app.engine.ports import RunStore
 from app.engine.store_errors import StoreError, reason_of
 from app.event_bus.memory import MemoryBus
@@ -58,6 +58,9 @@ class ClaimLoop:
             claimed = await self._store.claim(self._executor.owner, limit)
         except StoreError as error:
             log.warning("claim_failed", error=reason_of(error))
+            return 0
+        except Exception:
+            log.exception("claim_failed")
             return 0
         for claim in claimed:
             self._executor.take(claim)
@@ -151,12 +154,20 @@ class Worker:
             certain = {run_id: epoch for run_id, epoch in strays.items() if self._strays.get(run_id) == epoch}
             self._strays = strays
             if certain:
-                log.warning("runs_disowned", runs=len(certain))
-                await claims.disown(connection, self._executor.owner, certain)
+                await self._let_go(connection, certain)
         for run_id, epoch in self._known.items():
             if run_id in mine and mine[run_id] == epoch and owned.get(run_id) != epoch:
                 self._executor.signal(run_id, epoch + 1)
         self._known = mine
+
+    async def _let_go(self, connection: Connection, runs: dict[str, int]) -> None:
+        crashed = {run_id: epoch for run_id, epoch in runs.items() if run_id in self._executor.crashed}
+        dropped = {run_id: epoch for run_id, epoch in runs.items() if run_id not in crashed}
+        log.warning("runs_let_go", dropped=len(dropped), crashed=len(crashed))
+        await claims.disown(connection, self._executor.owner, crashed)
+        await claims.put_back(connection, self._executor.owner, dropped)
+        self._executor.crashed -= crashed.keys()
+        self._bus.queued()
 
     async def _look_for_events(self) -> None:
         """One query for all runs that are read here: wake the readers of those whose log has grown."""

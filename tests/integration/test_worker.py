@@ -16,6 +16,7 @@ from app.engine.errors import RunError
 from app.engine.events import EventType
 from app.engine.records import Fence
 from app.engine.status import RunStatus
+from app.engine.store_errors import StoreUnavailable
 from app.event_bus.memory import MemoryBus
 from app.worker.deltas import DeltaGatherer, DeltaLog
 from app.worker.lease import Lease
@@ -203,3 +204,26 @@ async def test_a_fence_of_another_run_writes_nothing(store: PostgresRunStore) ->
     owner = await create_started(store)
     owner.fence = Fence(a_run().run_id, owner.fence.epoch, owner.fence.write_no)
     assert await owner.write() is None
+
+
+async def test_a_run_that_its_replica_let_go_of_is_queued_again_and_has_not_crashed(
+    store: PostgresRunStore, database: Database
+) -> None:
+    owner = await create_started(store)
+    for _ in range(2 * claims.MAX_CRASHES):
+        async with database.connection() as connection:
+            await claims.put_back(connection, OWNER, await claims.owned_runs(connection, OWNER))
+        assert await owner.write() is None
+        (claim,) = await store.claim(OWNER, 10)
+        assert claim.fence.run_id == owner.run_id
+    assert await database.pool.fetchval("SELECT crashes FROM runs") == 0
+
+
+async def test_a_statement_that_the_server_cancelled_is_an_outage_and_no_defect(database: Database) -> None:
+    async def too_slow() -> None:
+        async with database.transaction() as connection:
+            await connection.execute("SET LOCAL statement_timeout = '50ms'")
+            await connection.execute("SELECT pg_sleep(10)")
+
+    with pytest.raises(StoreUnavailable):
+        await too_slow()
