@@ -90,7 +90,7 @@ class PostgresBus(MemoryBus):
             try:
                 await self._serve_connected()
                 pause = RECONNECT_S[0]
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever broke the connection, another one is made
                 log.warning("event_bus_disconnected", error=str(error), retry_s=pause)
             self._poke_all()
             await asyncio.sleep(pause)

@@ -24,7 +24,7 @@ from app.engine.store_errors import RunNotFound
 from app.event_bus.memory import MemoryBus, Subscription
 from app.services.errors import EventsTrimmed, Invalid, NotFound
 
-ROWS_AT_ONCE = 500
+ROWS_AT_ONCE = 100
 # A reader that nobody wakes looks at the rows this often; the replica's own query wakes it within a second anyway.
 LOOK_EVERY_S = 5.0
 

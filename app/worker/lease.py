@@ -90,7 +90,7 @@ class Lease:
                     await claims.leave(connection, self._incarnation)
                 elif clock() - self._ticked_at < self._lease_s / 3:
                     await self._beat(connection)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001 - a thread that ended would cost this replica its lease for good
                 log.warning("heartbeat_failed", error=str(error) or type(error).__name__)
                 if connection is not None:
                     connection.terminate()

@@ -227,3 +227,20 @@ async def test_a_statement_that_the_server_cancelled_is_an_outage_and_no_defect(
 
     with pytest.raises(StoreUnavailable):
         await too_slow()
+
+
+async def test_a_heartbeat_goes_on_whatever_becomes_of_its_connections(database_url: str, database: Database) -> None:
+    lease = Lease(database_url, new_id(), 2.0, lambda _: None)
+    await lease.start()
+    async with asyncio.timeout(60):
+        for _ in range(20):
+            lease.tick()
+            await database.pool.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            await asyncio.sleep(0.03)
+        while not lease.held():
+            lease.tick()
+            await asyncio.sleep(0.05)
+    await lease.stop()
