@@ -10,16 +10,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from app.engine.interactions import Answer, Decision
+    from app.engine.policy import PolicyEngine, PolicyRule
     from app.engine.result import AgentResult
+    from app.engine.tools import Deferral
     from app.runner import Agent, Runner, RunnerConfig
     from app.tools.function_tool import tool
     from app.tools.tool_context import ToolContext
 
-__all__ = ["Agent", "AgentResult", "Runner", "RunnerConfig", "ToolContext", "tool"]
+__all__ = [
+    "Agent",
+    "AgentResult",
+    "Answer",
+    "Decision",
+    "Deferral",
+    "PolicyEngine",
+    "PolicyRule",
+    "Runner",
+    "RunnerConfig",
+    "ToolContext",
+    "tool",
+]
 
 _HOMES = {
     "Agent": "app.runner",
     "AgentResult": "app.engine.result",
+    "Answer": "app.engine.interactions",
+    "Decision": "app.engine.interactions",
+    "Deferral": "app.engine.tools",
+    "PolicyEngine": "app.engine.policy",
+    "PolicyRule": "app.engine.policy",
     "Runner": "app.runner",
     "RunnerConfig": "app.runner",
     "ToolContext": "app.tools.tool_context",

@@ -18,9 +18,10 @@ from app.api import build_api
 from app.engine.store_errors import StoreUnavailable, reason_of
 from app.replica import MAX_BODY_BYTES, running_replica
 from app.services.agent_files import AgentFileError
+from app.services.policy_modules import PolicyModuleError
 from app.settings import Settings
 from app.telemetry.logs import get_logger
-from app.tools.errors import ToolRegistrationError
+from app.tools.errors import ToolError
 
 log = get_logger(__name__)
 
@@ -35,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
                 app.state.services = replica.services
                 with _StopSignal(replica.drain):
                     yield
-        except (StoreUnavailable, ToolRegistrationError, AgentFileError) as reason:
+        except (StoreUnavailable, ToolError, AgentFileError, PolicyModuleError) as reason:
             log.error("cannot_start", reason=reason_of(reason) if isinstance(reason, StoreUnavailable) else str(reason))
             sys.exit(3)
 

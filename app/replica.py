@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -15,31 +16,49 @@ from app.db.database import Database
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
 from app.engine.limits import SERVICE_LIMITS
-from app.engine.store_errors import StoreError
+from app.engine.policy import PolicyEngine
+from app.engine.store_errors import StoreError, StoreUnavailable
 from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
+from app.services.agent_checks import Grants
 from app.services.agents import AgentService
 from app.services.container import Services
 from app.services.errors import ServiceError
 from app.services.event_stream import EventStreams
+from app.services.family_stream import FamilyStreams
 from app.services.health import Health
+from app.services.interactions import InteractionService
+from app.services.policy_modules import load_policy_modules
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
 from app.services.threads import ThreadService
+from app.services.tool_catalogue import ToolCatalogue
 from app.settings import Settings
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Labels, Metrics
+from app.tools.egress import Allowance, Egress
+from app.tools.http_tools import HttpTools
+from app.tools.mcp_servers import McpServers, read_declarations
 from app.tools.metered import MeteredTools
 from app.tools.registry import ToolRegistry
+from app.tools.sandbox.profile import Sandboxes
+from app.tools.sandbox.tools import sandbox_tools
+from app.tools.secrets import Secrets
+from app.tools.secrets_file import read_secrets
 from app.worker.deltas import DeltaGatherer
 from app.worker.driver import DriverPorts
 from app.worker.executor import LocalExecutor
 from app.worker.lease import Lease
+from app.worker.watch import Watch
 from app.worker.worker import ClaimLoop, Worker
 
 MAX_BODY_BYTES = 1024 * 1024
 MIGRATIONS_LOOK_S = 1.0
+_CAPABILITIES = (
+    "runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency", "interactions", "subagents",
+    "policy", "caller_tools", "http_tools", "mcp", "sandboxes",
+)  # fmt: skip
 
 log = get_logger(__name__)
 
@@ -47,7 +66,7 @@ log = get_logger(__name__)
 class Replica:
     """The parts of one replica. `running_replica` makes, starts and stops it."""
 
-    def __init__(self, settings: Settings, database: Database, tools: ToolRegistry) -> None:
+    def __init__(self, settings: Settings, database: Database, tools: ToolRegistry, policy: PolicyEngine) -> None:
         owner = str(uuid7())
         direct_url = settings.database_direct_url or settings.database_url
         config = _model_config(settings)
@@ -59,14 +78,19 @@ class Replica:
         self._bus = PostgresBus(direct_url, owner)
         store = MeteredRunStore(database, metrics)
         self._deltas = DeltaGatherer(store, self._bus, time.monotonic)
-        ports = DriverPorts(store, self._models, MeteredTools(tools, metrics), self._bus, self._deltas, time.monotonic)
+        metered_tools = MeteredTools(tools, metrics)
+        ports = DriverPorts(store, self._models, metered_tools, self._bus, self._deltas, time.monotonic, policy)
         executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
         executor.accepting = False
         claim_loop = ClaimLoop(store, executor, self._bus)
         lease = Lease(direct_url, owner, settings.lease_s, self._peers_counted)
-        self._worker = Worker(database, executor, self._bus, claim_loop, lease, settings.lease_s, metrics)
+        self._watch = Watch()
+        self._worker = Worker(
+            database, store, executor, self._bus, claim_loop, lease, settings.lease_s, metrics, self._watch
+        )
         _add_gauges(metrics, database, executor, self._bus)
         self._bus.on_control(executor.signal)
+        self._bus.on_wake(executor.wake)
         self._bus.on_watched(self._deltas.noticed)
         self._agents = agent_service(settings, database, tools)
         runs = RunService(
@@ -74,6 +98,7 @@ class Replica:
             store,
             self._agents,
             tools,
+            policy,
             executor,
             self._bus,
             backlog=lambda: claim_loop.backlog,
@@ -83,11 +108,13 @@ class Replica:
         self.services = Services(
             runs=runs,
             run_queries=RunQueries(database),
+            interactions=InteractionService(database, self._agents, tools, runs),
             streams=EventStreams(database, self._bus),
+            family_streams=FamilyStreams(database, self._bus),
             threads=ThreadService(database),
             agents=self._agents,
-            tools=tools,
-            health=Health(database, lambda: executor.accepting, _about(settings, config)),
+            tools=ToolCatalogue(tools, tools.mcp),
+            health=Health(database, lambda: executor.accepting, lambda: self._watch.problem, _about(settings, config)),
             metrics=metrics,
         )
 
@@ -98,8 +125,9 @@ class Replica:
             StoreUnavailable: the database does not answer.
             AgentFileError: a file in AGENTS_DIR cannot be used.
         """
+        self._tools.start()
         await self._agents.sync_files(self._settings.agents_dir)
-        self._deltas.start()
+        self._watch.over(self._deltas.start())
         await self._worker.start()
 
     def drain(self) -> asyncio.Task[None]:
@@ -125,10 +153,11 @@ class Replica:
 async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
     """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`."""
     tools = load_tools(settings)
+    policy = load_policy_modules(settings.policy_modules)
     database = await Database.connect(settings.database_url, prepared=settings.database_prepared)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(database.close)
-        replica = Replica(settings, database, tools)
+        replica = Replica(settings, database, tools, policy)
         stack.push_async_callback(replica.stop)
         if await _migrations_missing(database) is None:
             await replica.start()
@@ -139,29 +168,58 @@ async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
 
 
 def load_tools(settings: Settings) -> ToolRegistry:
-    """The built-in tools and the operator's own.
+    """The built-in tools and the operator's own, with the secrets, hosts, servers and sandboxes that they may use.
 
     Raises:
         ToolRegistrationError: a module of TOOL_MODULES cannot be used.
+        ToolSettingError: a setting, or a file that one names, cannot be used.
     """
-    tools = ToolRegistry()
+    secrets = read_secrets(settings.secrets_file, os.environ) if settings.secrets_file else Secrets()
+    sandboxes = Sandboxes.of_file(settings.sandbox_file) if settings.sandbox_file else Sandboxes()
+    servers = read_declarations(settings.mcp_servers_file) if settings.mcp_servers_file else {}
+    egress = Egress(Allowance.parse(settings.egress_allow))
+    tools = ToolRegistry(
+        sandbox_tools(sandboxes),
+        secrets=secrets,
+        sandboxes=sandboxes,
+        mcp=McpServers(servers, secrets, egress) if servers else None,
+        http=HttpTools(enabled=settings.http_tools, hosts=settings.http_tool_hosts, egress=egress, secrets=secrets),
+        egress=egress,
+    )
     tools.load_modules(["app.tools.builtin", *settings.tool_modules])
     return tools
 
 
 def agent_service(settings: Settings, database: Database, tools: ToolRegistry) -> AgentService:
     config = _model_config(settings)
-    return AgentService(database, tools, lambda model: check_model_name(model, config))
+    return AgentService(database, tools, lambda model: check_model_name(model, config), grants=_grants(tools))
+
+
+def _grants(tools: ToolRegistry) -> Grants:
+    http, mcp, sandboxes = tools.http, tools.mcp, tools.sandboxes()
+    assert http is not None
+    return Grants(
+        http_tool=http.problem,
+        mcp_server=lambda name: None if mcp and mcp.declared(name) else f"there is no MCP server {name!r}",
+        sandbox=lambda name: None if name in sandboxes else f"there is no sandbox profile {name!r}",
+    )
 
 
 async def _start_when_migrated(replica: Replica, database: Database) -> None:
     log.warning("migrations_missing", hint="run `agent-runner migrate`; this replica starts to work after it")
-    while await _migrations_missing(database) is not None:  # noqa: ASYNC110 - the database tells nobody
+    while await _still_missing(database):  # noqa: ASYNC110 - the database tells nobody
         await asyncio.sleep(MIGRATIONS_LOOK_S)
     try:
         await replica.start()
     except (StoreError, ServiceError) as error:
         log.error("cannot_start", reason=str(error), hint="restart this replica")
+
+
+async def _still_missing(database: Database) -> bool:
+    try:
+        return await _migrations_missing(database) is not None
+    except StoreUnavailable:
+        return True  # it will come back, and then be asked again
 
 
 async def _migrations_missing(database: Database) -> str | None:
@@ -201,7 +259,7 @@ def _about(settings: Settings, config: ModelConfig) -> dict[str, Any]:
     limits = SERVICE_LIMITS
     return {
         "version": version("agent-runner"),
-        "capabilities": ["runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency"],
+        "capabilities": list(_CAPABILITIES),
         "limits": {
             "max_concurrent_runs": settings.max_concurrent_runs,
             "max_queued_runs": settings.max_queued_runs,
@@ -212,6 +270,8 @@ def _about(settings: Settings, config: ModelConfig) -> dict[str, Any]:
             "max_wall_time_s": limits.max_wall_time_s,
             "max_total_tokens": limits.max_total_tokens,
             "max_total_cost_usd": limits.max_total_cost_usd,
+            "max_subagent_depth": limits.max_subagent_depth,
+            "max_subagent_fanout": limits.max_subagent_fanout,
         },
         "model_clients": list(model_clients(config)),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _DATABASE_SCHEME = re.compile(r"^(postgresql|postgres|postgresql\+asyncpg)://")
@@ -66,6 +66,39 @@ class Settings(BaseSettings):
     tool_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
         default=(), description="Comma-separated import paths of modules that hold @tool functions."
     )
+    policy_modules: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        default=(),
+        description="Comma-separated import paths of modules that hold PolicyRule or PolicyEngine objects; "
+        "their rules hold for every agent.",
+    )
+    secrets_file: Path | None = Field(
+        default=None,
+        description="YAML file of the secrets that tools may use, each with the hosts that it may be sent to. "
+        "Empty: none.",
+    )
+    mcp_servers_file: Path | None = Field(
+        default=None,
+        description="YAML or JSON file of the MCP servers whose tools agents may use (`mcpServers: {name: {...}}`). "
+        "Empty: none.",
+    )
+    egress_allow: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        default=(),
+        description="Comma-separated hosts, host:port, *.name, addresses and networks (CIDR) that tools may reach "
+        "although they are not public, such as 127.0.0.1:9000, 10.0.0.0/8.",
+    )
+    http_tools: bool = Field(
+        default=False,
+        description="on | off. HTTP tools in agents that come over the API; agents in AGENTS_DIR always have them.",
+    )
+    http_tool_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split_commas)] = Field(
+        default=(),
+        description="Comma-separated hosts, host:port or *.name that those may call; * for any that tools may reach.",
+    )
+    sandbox_file: Path | None = Field(
+        default=None,
+        description="YAML file of the sandbox profiles that bound run_command, read_file, write_file and list_files "
+        "(`name: {commands: [git], paths: {write: [/srv/work]}}`). Empty: none.",
+    )
     openai_api_key: SecretStr = Field(default=SecretStr(""), description="Key of the native OpenAI-compatible client.")
     openai_base_url: str = Field(
         default="", description="Base URL of the native client, https://host/v1. Empty: OpenAI's own."
@@ -116,6 +149,20 @@ class Settings(BaseSettings):
             raise ValueError("should be a folder that exists")
         return folder
 
+    @field_validator("secrets_file", "mcp_servers_file", "sandbox_file")
+    @classmethod
+    def _check_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("should be a file that exists")
+        return path
+
+    @field_validator("http_tool_hosts")
+    @classmethod
+    def _check_http_tool_hosts(cls, hosts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not hosts and info.data.get("http_tools"):
+            raise ValueError("HTTP_TOOLS=on needs the hosts that may be called, or * for any that tools may reach")
+        return hosts
+
     @field_validator("openai_base_url")
     @classmethod
     def _check_base_url(cls, url: str) -> str:
@@ -126,7 +173,7 @@ class Settings(BaseSettings):
             raise ValueError("should be an http:// or https:// URL")
         return url.rstrip("/")
 
-    @field_validator("tool_modules")
+    @field_validator("tool_modules", "policy_modules")
     @classmethod
     def _check_modules(cls, modules: tuple[str, ...]) -> tuple[str, ...]:
         for module in modules:

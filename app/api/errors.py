@@ -7,7 +7,7 @@ Raised here, by reading requests:
     ├── PayloadTooLarge
     └── UnsupportedMediaType
 
-Everything else comes from `app.services.errors` and `app.engine.store_errors`.
+Everything else comes from `app.services.errors`, `app.engine.store_errors` and `app.db.conflicts`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.request_id import request_id_of
+from app.db.conflicts import TransactionUndone
 from app.engine.store_errors import (
     AgentChanged,
     IdempotencyMismatch,
+    InteractionDecided,
+    InteractionNotFound,
     LimitReached,
+    ResultConflict,
     RunConflict,
     RunNotFound,
     StoreError,
     StoreUnavailable,
     ThreadBusy,
+    ToolCallNotFound,
 )
 from app.services.errors import (
     Conflict,
@@ -143,7 +148,12 @@ CODES: Mapping[type[Exception], ProblemCode] = {
     LimitReached: ProblemCode.LIMIT_REACHED,
     ThreadBusy: ProblemCode.THREAD_BUSY,
     IdempotencyMismatch: ProblemCode.IDEMPOTENCY_MISMATCH,
+    InteractionNotFound: ProblemCode.NOT_FOUND,
+    InteractionDecided: ProblemCode.CONFLICT,
+    ToolCallNotFound: ProblemCode.NOT_FOUND,
+    ResultConflict: ProblemCode.CONFLICT,
     StoreUnavailable: ProblemCode.UNAVAILABLE,
+    TransactionUndone: ProblemCode.UNAVAILABLE,
     # Services resolve an agent again when it has changed; one that changes all the time is a matter of trying later.
     AgentChanged: ProblemCode.UNAVAILABLE,
 }
@@ -198,6 +208,8 @@ async def _known(request: Request, error: Exception) -> Response:
             return problem(request, code, str(error), errors=[header])
         case Conflict() | RunConflict():
             return problem(request, code, str(error), current_status=error.current_status)
+        case InteractionDecided() | ResultConflict():
+            return problem(request, code, str(error), current_status=None)
         case EventsTrimmed():
             return problem(request, code, str(error), first_seq=error.first_seq)
         case TooManyRuns():

@@ -64,7 +64,7 @@ def problems(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
 
 
 def of_bodies(*codes: ProblemCode) -> dict[int | str, dict[str, Any]]:
-    """The same for a route that reads a body."""
+    """The same for a route whose method may bring a body, which is read even where it has to be empty."""
     return problems(*codes, *_OF_BODIES)
 
 

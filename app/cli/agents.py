@@ -16,9 +16,9 @@ from app.services.agent_files import read_agent_file
 from app.services.agents import AgentService
 from app.services.errors import ServiceError
 from app.settings import Settings
-from app.tools.errors import ToolRegistrationError
+from app.tools.errors import ToolError
 
-REFUSALS = (ServiceError, StoreError, ToolRegistrationError)
+REFUSALS = (ServiceError, StoreError, ToolError)
 
 
 async def show_agents(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from app.db.database import Connection
 from app.db.steering import lock, stop
 from app.engine.errors import RunError
@@ -30,26 +32,32 @@ async def claim_runs(connection: Connection, owner: str, limit: int) -> list[Cla
            UPDATE runs SET status = 'running', owner = $1::uuid, epoch = epoch + 1, attempt = attempt + 1,
                            started_at = COALESCE(started_at, clock_timestamp())
            FROM due WHERE runs.run_id = due.run_id
-           RETURNING runs.run_id, thread_key, epoch, write_no, attempt""",
+           RETURNING runs.run_id, thread_key, epoch, write_no, attempt, wakes""",
         owner,
         limit,
     )
     return [
-        Claim(Fence(str(row["run_id"]), row["epoch"], row["write_no"]), str(row["thread_key"]), row["attempt"])
+        Claim(
+            Fence(str(row["run_id"]), row["epoch"], row["write_no"]),
+            str(row["thread_key"]),
+            row["attempt"],
+            wakes=row["wakes"],
+        )
         for row in rows
     ]
 
 
-async def release_run(connection: Connection, fence: Fence, elapsed_s: float) -> bool:
-    """Back to the queue at a drain, for any replica to go on with at once."""
+async def release_run(connection: Connection, fence: Fence, elapsed_s: float, delay_s: float) -> bool:
+    """Back to the queue, for any replica to go on with after `delay_s` seconds."""
     done = await connection.execute(
         """UPDATE runs SET status = 'queued', owner = NULL, epoch = epoch + 1, crashes = 0, elapsed_s = $4,
-                  available_at = clock_timestamp(), resume_reason = 'drain'
+                  available_at = clock_timestamp() + make_interval(secs => $5), resume_reason = 'drain'
            WHERE run_id = $1::uuid AND epoch = $2 AND write_no = $3 AND status = 'running'""",
         fence.run_id,
         fence.epoch,
         fence.write_no,
         elapsed_s,
+        delay_s,
     )
     return done.endswith(" 1")
 
@@ -77,10 +85,20 @@ async def requeue_orphans(connection: Connection, lease_s: float, limit: int) ->
     return len(rows) - len(poisoned), poisoned
 
 
-async def owned_runs(connection: Connection, owner: str) -> dict[str, int]:
-    """The runs that a replica owns according to the database, each with its epoch."""
-    rows = await connection.fetch("SELECT run_id, epoch FROM runs WHERE status = 'running' AND owner = $1::uuid", owner)
-    return {str(row["run_id"]): row["epoch"] for row in rows}
+@dataclass(frozen=True, slots=True)
+class OwnedRun:
+    """What an owner asks of its runs now and then: whether they are still its own, and whether they were woken."""
+
+    epoch: int
+    wakes: int
+
+
+async def owned_runs(connection: Connection, owner: str) -> dict[str, OwnedRun]:
+    """The runs that a replica owns according to the database."""
+    rows = await connection.fetch(
+        "SELECT run_id, epoch, wakes FROM runs WHERE status = 'running' AND owner = $1::uuid", owner
+    )
+    return {str(row["run_id"]): OwnedRun(row["epoch"], row["wakes"]) for row in rows}
 
 
 async def put_back(connection: Connection, owner: str, runs: dict[str, int]) -> None:
@@ -124,13 +142,13 @@ async def promote_due(connection: Connection, limit: int) -> list[str]:
         the ids of those that hold their thread now and can be claimed.
     """
     due = await connection.fetch(
-        """SELECT run_id FROM runs
+        """SELECT run_id, thread_id FROM runs
            WHERE status = 'queued' AND ordinal IS NULL AND available_at <= clock_timestamp()
            ORDER BY available_at LIMIT $1""",
         limit,
     )
     ready: list[str] = []
-    for row in due:
+    for row in sorted(due, key=lambda row: row["thread_id"]):  # one order of locks for all; a thread's runs keep theirs
         locked = await lock(connection, str(row["run_id"]))
         if locked.row["status"] != "queued" or locked.row["ordinal"] is not None:
             continue

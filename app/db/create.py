@@ -2,6 +2,8 @@
 
 The thread's slot is taken by the upsert itself (`holder_run_id = COALESCE(holder_run_id, run)`), so that of any number
 of creates at the same time exactly one becomes the holder and the others stand in line, numbered by the thread's row.
+
+Lock order: the key, then the thread's row. It is forced by `line` reading from `key`.
 """
 
 from __future__ import annotations
@@ -14,11 +16,10 @@ import asyncpg
 
 from app.db.database import Connection
 from app.db.fenced_write import stored_events
+from app.db.keys import IDEMPOTENCY_TTL
 from app.db.rows import RUN_COLUMNS, json_text, messages_as_json, overrides_as_json, run_from_row
 from app.engine.events import encode
 from app.engine.records import Claim, Created, Fence, NewRun, OnBusyThread, Opening
-
-IDEMPOTENCY_TTL = "24 hours"
 
 
 @dataclass(frozen=True, slots=True)

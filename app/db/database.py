@@ -14,6 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import QueuePool
 
+from app.db.conflicts import CONFLICTS, TransactionUndone
 from app.engine.store_errors import StoreUnavailable
 
 if TYPE_CHECKING:
@@ -39,9 +40,6 @@ UNAVAILABLE = (
     asyncpg.InsufficientResourcesError,
     asyncpg.InternalClientError,
 )
-# Postgres asks for these to be tried again: a deadlock and a serialisation failure undo the whole transaction.
-CONFLICTS = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
-CONFLICT_TRIES = 5
 
 _NO_TABLES = "the database has no tables yet; run `agent-runner migrate`"
 _NO_ANSWER = "the database does not answer; try again"
@@ -137,10 +135,13 @@ class Database:
 
         Raises:
             StoreUnavailable: no connection within the time, or it broke.
+            TransactionUndone: another transaction was in the way.
         """
         try:
             async with self.pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
                 yield connection
+        except CONFLICTS as error:
+            raise TransactionUndone(error) from error
         except asyncpg.UndefinedTableError as error:
             raise StoreUnavailable(_NO_TABLES) from error
         except UNAVAILABLE as error:
@@ -158,6 +159,7 @@ class Database:
 
         Raises:
             StoreUnavailable: the database cannot be reached or broke off.
+            TransactionUndone: another transaction was in the way.
         """
         try:
             async with self._sessions() as session, session.begin():
@@ -165,8 +167,11 @@ class Database:
         except (OSError, PoolTimeout, InterfaceError) as error:
             raise StoreUnavailable(_NO_ANSWER, error) from error
         except DBAPIError as error:
-            if isinstance(error.orig.__cause__ if error.orig else None, asyncpg.UndefinedTableError):
+            cause = error.orig.__cause__ if error.orig else None
+            if isinstance(cause, CONFLICTS):
+                raise TransactionUndone(cause) from error
+            if isinstance(cause, asyncpg.UndefinedTableError):
                 raise StoreUnavailable(_NO_TABLES) from error
-            if error.connection_invalidated or isinstance(error.orig.__cause__ if error.orig else None, UNAVAILABLE):
+            if error.connection_invalidated or isinstance(cause, UNAVAILABLE):
                 raise StoreUnavailable(_NO_ANSWER, error.orig) from error
             raise

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from app.db.database import Connection
-from app.db.rows import json_text, tool_record_arrays
+from app.db.rows import TOOL_RECORD_COLUMNS, json_text, tool_record_arrays
 from app.engine.events import StoredEvent, encode
 from app.engine.records import Committed, Fence, Write
 from app.engine.status import RunStatus
@@ -32,6 +32,7 @@ class Parts:
     checkpoint: bool
     pausable: bool
     step_closed: bool
+    waits: bool
     terminal: bool
 
 
@@ -98,12 +99,14 @@ def _held(parts: Parts, arg: _Arguments, needs_thread: bool) -> str:
         sets.append("crashes = 0")
     if pauses:
         sets += [
-            "owner = CASE WHEN control = 'pause' THEN NULL ELSE owner END",
+            "owner = NULL" if parts.waits else "owner = CASE WHEN control = 'pause' THEN NULL ELSE owner END",
             "resume_reason = CASE WHEN control = 'pause' THEN 'pause' END",
             "control = NULL",
         ]
     else:
         sets.append("resume_reason = NULL")
+    if parts.waits:
+        sets.append(f"waiting_for = {arg('waiting_for', 'json')}")
     if parts.terminal:
         sets += [
             "owner = NULL",
@@ -117,7 +120,8 @@ def _held(parts: Parts, arg: _Arguments, needs_thread: bool) -> str:
     return f"""held AS (
     UPDATE runs SET {", ".join(sets)}
     WHERE run_id = {arg("run_id", "uuid")} AND epoch = {arg("epoch", "bigint")}
-      AND write_no = {arg("write_no", "bigint")} AND status = 'running' {thread_locked}
+      AND write_no = {arg("write_no", "bigint")} AND wakes = {arg("wakes", "bigint")} AND status = 'running'
+      {thread_locked}
     RETURNING last_seq, status, clock_timestamp() AS at)"""
 
 
@@ -157,28 +161,26 @@ def _messages(arg: _Arguments) -> str:
 
 
 def _records(arg: _Arguments) -> str:
-    columns = ", ".join(
-        arg(name, cast)
-        for name, cast in (
-            ("call_steps", "int[]"),
-            ("call_indexes", "int[]"),
-            ("call_ids", "text[]"),
-            ("call_names", "text[]"),
-            ("call_arguments", "text[]"),
-            ("call_effects", "text[]"),
-            ("call_started", "bool[]"),
-            ("call_outcomes", "text[]"),
-        )
-    )
+    columns = ", ".join(arg(name, cast) for name, cast in TOOL_RECORD_COLUMNS)
     return f"""called AS (
     INSERT INTO tool_executions AS t (run_id, step, call_index, tool_call_id, tool_name, arguments, effect,
-                                      started_at, finished_at, outcome)
+                                      started_at, finished_at, outcome, judged, final_arguments, hold, child_run_id,
+                                      expires_at)
     SELECT {arg("run_id", "uuid")}, c.step, c.call_index, c.id, c.name, c.arguments::json, c.effect,
-           CASE WHEN c.started THEN at END, CASE WHEN c.outcome IS NOT NULL THEN at END, c.outcome::json
-    FROM place, unnest({columns}) AS c(step, call_index, id, name, arguments, effect, started, outcome)
+           CASE WHEN c.started THEN at END, CASE WHEN c.outcome IS NOT NULL THEN at END, c.outcome::json,
+           c.judged, c.final::json, c.hold::json, c.child, c.expires_at
+    FROM place, unnest({columns}) AS c(step, call_index, id, name, arguments, effect, started, outcome, judged, final,
+                                       hold, child, expires_at)
     ON CONFLICT (run_id, step, call_index) DO UPDATE
-    SET started_at = COALESCE(t.started_at, EXCLUDED.started_at), finished_at = EXCLUDED.finished_at,
-        outcome = EXCLUDED.outcome)"""
+    SET tool_call_id = EXCLUDED.tool_call_id, tool_name = EXCLUDED.tool_name, arguments = EXCLUDED.arguments,
+        effect = EXCLUDED.effect, judged = EXCLUDED.judged, final_arguments = EXCLUDED.final_arguments,
+        hold = EXCLUDED.hold, expires_at = EXCLUDED.expires_at,
+        started_at = CASE WHEN EXCLUDED.started_at IS NOT NULL AND t.tool_call_id = EXCLUDED.tool_call_id
+                          THEN COALESCE(t.started_at, EXCLUDED.started_at) ELSE EXCLUDED.started_at END,
+        finished_at = EXCLUDED.finished_at, outcome = EXCLUDED.outcome,
+        child_run_id = CASE WHEN t.tool_call_id = EXCLUDED.tool_call_id
+                            THEN COALESCE(EXCLUDED.child_run_id, t.child_run_id) ELSE EXCLUDED.child_run_id END,
+        posted = CASE WHEN t.tool_call_id = EXCLUDED.tool_call_id THEN t.posted END)"""
 
 
 def _checkpoint(arg: _Arguments, needs_thread: bool) -> str:
@@ -215,6 +217,7 @@ class FencedWrite:
             checkpoint=write.checkpoint is not None,
             pausable=on_pause is not None,
             step_closed=write.step_closed,
+            waits=write.status is RunStatus.WAITING,
             terminal=write.status.terminal,
         )
         self._values = self._arguments(thread_key)
@@ -260,8 +263,9 @@ class FencedWrite:
     def message_count(self) -> int:
         return len(self._messages)
 
-    def event_count(self, status: RunStatus) -> int:
-        return len(self._pause_types if self.parts.pausable and status is RunStatus.PAUSED else self._types)
+    def event_types(self, status: RunStatus) -> list[str]:
+        """The types of the events that it wrote if the run has this status after it."""
+        return self._pause_types if self.parts.pausable and status is RunStatus.PAUSED else self._types
 
     def _arguments(self, thread_key: str) -> dict[str, Any]:
         write, fence, usage = self._write, self.fence, self._write.usage
@@ -269,6 +273,7 @@ class FencedWrite:
             "run_id": fence.run_id,
             "epoch": fence.epoch,
             "write_no": fence.write_no,
+            "wakes": write.wakes,
             "thread_key": thread_key,
             "status": write.status.value,
             "step": write.step,
@@ -295,13 +300,14 @@ class FencedWrite:
             values["checkpoint_step"] = write.checkpoint.step
             values["phase"] = write.checkpoint.phase.value
             values["state"] = json_text(write.checkpoint.state)
+        if write.status is RunStatus.WAITING:
+            values["waiting_for"] = json_text(write.waiting_for)
         if write.status.terminal:
             values["result"] = json_text(write.result)
             values["error"] = None if write.error is None else json_text(write.error.as_dict())
         if write.records:
-            columns = ("steps", "indexes", "ids", "names", "arguments", "effects", "started", "outcomes")
             arrays = tool_record_arrays(write.records)
-            values |= {f"call_{name}": array for name, array in zip(columns, arrays, strict=True)}
+            values |= {name: array for (name, _), array in zip(TOOL_RECORD_COLUMNS, arrays, strict=True)}
         return values
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from app.db.database import Database
 from app.db.run_store import PostgresRunStore
 from app.engine.errors import RunError
-from app.engine.records import Claim, Committed, Created, Fence, IdempotencyKey, NewRun, Stopped, Write
+from app.engine.records import Claim, Committed, Created, Expired, Fence, IdempotencyKey, NewRun, Stopped, Woken, Write
 from app.engine.status import RunStatus
 from app.telemetry.metrics import Metrics
 
@@ -38,16 +38,25 @@ class MeteredRunStore(PostgresRunStore):
             self._metrics.runs_claimed(len(claims))
         return claims
 
-    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | None:
+    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | Woken | None:
         committed = await super().commit(fence, thread_key, write)
-        if committed is not None and committed.status.terminal:
-            self._metrics.run_ended(committed.status, write.elapsed_s)
+        if isinstance(committed, Committed):
+            if committed.status.terminal:
+                self._metrics.run_ended(committed.status, write.elapsed_s)
+            for stopped in committed.stopped:
+                self._stopped(stopped)
         return committed
 
     async def stop(self, run_id: str, status: RunStatus, reason: RunError) -> Stopped:
         stopped = await super().stop(run_id, status, reason)
         self._stopped(stopped)
         return stopped
+
+    async def expire(self, limit: int) -> Expired:
+        expired = await super().expire(limit)
+        for stopped in expired.stopped:
+            self._stopped(stopped)
+        return expired
 
     def _created(self, created: Created) -> None:
         if created.claim is not None:
@@ -58,3 +67,5 @@ class MeteredRunStore(PostgresRunStore):
     def _stopped(self, stopped: Stopped) -> None:
         if stopped.changed:
             self._metrics.run_ended(stopped.run.status, stopped.run.elapsed_s)
+        for member in stopped.family:
+            self._stopped(member)

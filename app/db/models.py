@@ -113,7 +113,9 @@ class Message(Base):
 class Run(Base):
     """One execution. `epoch` and `write_no` are the fence; `holds_thread` says that it has its thread's slot.
 
-    `ordinal` is its place in the thread's line, null until a run with `start_after` is due.
+    `ordinal` is its place in the thread's line, null until a run with `start_after` is due. `wakes` counts what others
+    have stored for it; `waiting_for` counts only while it waits. A child run is interrupted at
+    `deadline_at`, `deadline_s` after it was created or resumed.
     """
 
     __tablename__ = "runs"
@@ -135,6 +137,11 @@ class Run(Base):
         Index("ix_runs_thread_key_ordinal", "thread_key", "ordinal"),
         Index("ix_runs_agent_name_run_id", "agent_name", "run_id"),
         Index("ix_runs_parent_run_id", "parent_run_id", postgresql_where=text("parent_run_id IS NOT NULL")),
+        Index(
+            "ix_runs_deadline_at",
+            "deadline_at",
+            postgresql_where=text("deadline_at IS NOT NULL AND finished_at IS NULL"),
+        ),
         Index("ix_runs_metadata", "metadata", postgresql_using="gin", postgresql_where=text("metadata <> '{}'")),
         {"postgresql_with": {"fillfactor": "60"}},
     )
@@ -146,6 +153,10 @@ class Run(Base):
     ordinal: Mapped[int | None]
     parent_run_id: Mapped[UUID | None]
     root_run_id: Mapped[UUID]
+    agent_depth: Mapped[int] = mapped_column(Integer, server_default="0")
+    agent_path: Mapped[str] = mapped_column(server_default="")
+    deadline_s: Mapped[float | None]
+    deadline_at: Mapped[datetime | None]
     forked_from_run_id: Mapped[UUID | None]
     forked_from_checkpoint: Mapped[int | None]
 
@@ -168,6 +179,7 @@ class Run(Base):
     epoch: Mapped[int] = mapped_column(server_default="0")
     write_no: Mapped[int] = mapped_column(server_default="0")
     wakes: Mapped[int] = mapped_column(server_default="0")
+    waiting_for: Mapped[list[Any] | None] = mapped_column(JSON)
     attempt: Mapped[int] = mapped_column(Integer, server_default="0")
     crashes: Mapped[int] = mapped_column(Integer, server_default="0")
     resume_reason: Mapped[str | None]
@@ -218,9 +230,21 @@ class Checkpoint(Base):
 
 
 class ToolExecution(Base):
-    """One call: asked for, started (the record of intent), ended. `arguments` is the model's text as a JSON string."""
+    """One call: asked for, judged, started (the record of intent), ended.
+
+    `arguments` is the model's text as a JSON string, `final_arguments` what the call runs with where that differs.
+    `hold` is what an open call waits for, `posted` a result from outside that the run has yet to take in; after
+    `expires_at` a result that did not come has failed.
+    """
 
     __tablename__ = "tool_executions"
+    __table_args__ = (
+        Index(
+            "ix_tool_executions_expires_at",
+            "expires_at",
+            postgresql_where=text("expires_at IS NOT NULL AND posted IS NULL AND finished_at IS NULL"),
+        ),
+    )
 
     run_id: Mapped[UUID] = mapped_column(primary_key=True)
     step: Mapped[int] = mapped_column(Integer, primary_key=True)
@@ -228,10 +252,48 @@ class ToolExecution(Base):
     tool_call_id: Mapped[str]
     tool_name: Mapped[str]
     arguments: Mapped[str] = mapped_column(JSON)
+    final_arguments: Mapped[str | None] = mapped_column(JSON)
     effect: Mapped[str]
+    judged: Mapped[bool] = mapped_column(server_default=text("false"))
+    hold: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    child_run_id: Mapped[UUID | None]
+    expires_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
+    posted: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     outcome: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+
+class Interaction(Base):
+    """A question to a person. `answer` is the decision, `fallback` the one that counts if nobody gives one in time.
+
+    `call_index` is null where the question is about a model call.
+    """
+
+    __tablename__ = "interactions"
+    __table_args__ = (
+        Index("ix_interactions_run_id", "run_id"),
+        Index("ix_interactions_pending", "expires_at", postgresql_where=text("status = 'pending'")),
+        Index("ix_interactions_tenant_id_status_interaction_id", "tenant_id", "status", "interaction_id"),
+    )
+
+    interaction_id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(server_default="")
+    run_id: Mapped[UUID]
+    step: Mapped[int] = mapped_column(Integer)
+    call_index: Mapped[int | None] = mapped_column(Integer)
+    kind: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="pending")
+    tool_name: Mapped[str | None]
+    tool_call_id: Mapped[str | None]
+    arguments: Mapped[str | None] = mapped_column(JSON)
+    prompt: Mapped[str]
+    reason: Mapped[str | None]
+    fallback: Mapped[dict[str, Any]]
+    answer: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    expires_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    resolved_at: Mapped[datetime | None]
 
 
 class Agent(Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
@@ -19,6 +20,8 @@ from app.db.rows import (
     run_from_row,
     run_uuid,
 )
+from app.db.steering import with_executions
+from app.db.stimuli import stimuli_since
 from app.engine.agent import AgentVersion
 from app.engine.events import ResumeReason, StoredEvent
 from app.engine.messages import Message, ThreadMessage
@@ -38,14 +41,13 @@ async def get_run(connection: Connection, run_id: str, *, with_tools: bool) -> R
     )
     if row is None:
         raise RunNotFound(run_id)
-    tools = await connection.fetch(TOOL_EXECUTIONS, key) if with_tools and row["has_tools"] else []
-    return run_from_row(row, tools)
+    return await with_executions(connection, row) if with_tools and row["has_tools"] else run_from_row(row, [])
 
 
 async def load_run(connection: Connection, run_id: str) -> Loaded:
     """Raises: RunNotFound."""
     key = run_uuid(run_id)
-    row = await connection.fetchrow(f"SELECT {RUN_COLUMNS} FROM runs WHERE run_id = $1", key)
+    row = await connection.fetchrow(f"SELECT {RUN_COLUMNS}, clock_timestamp() AS now FROM runs WHERE run_id = $1", key)
     if row is None:
         raise RunNotFound(run_id)
     saved = await connection.fetchrow(
@@ -67,7 +69,21 @@ async def load_run(connection: Connection, run_id: str) -> Loaded:
         resume_reason=None if reason is None or saved is None else ResumeReason(reason),
         elapsed_s=row["elapsed_s"],
         wall_from_s=row["wall_from_s"],
+        stimuli=await stimuli_since(connection, run_id, row["wakes"]),
+        now=row["now"],
     )
+
+
+async def team(connection: Connection, tenant_id: str, names: Sequence[str]) -> dict[str, AgentVersion]:
+    """The current versions of these agents, in the order of the names; those that are gone are left out."""
+    rows = await connection.fetch(
+        """SELECT a.name, v.version_id, v.version, v.definition FROM agents a JOIN agent_versions v USING (version_id)
+           WHERE a.tenant_id = $1 AND a.name = ANY ($2::text[]) AND NOT a.deleted""",
+        tenant_id,
+        list(names),
+    )
+    found = {row["name"]: definition_from_json(row["version_id"], row["version"], row["definition"]) for row in rows}
+    return {name: found[name] for name in names if name in found}
 
 
 async def messages_after(connection: Connection, thread_key: str, seq: int) -> list[ThreadMessage]:

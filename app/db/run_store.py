@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import asyncpg
-import orjson
 
-from app.db import claims, reading, steering
-from app.db.create import IDEMPOTENCY_TTL, create_run
-from app.db.database import CONFLICT_TRIES, CONFLICTS, Connection, Database
-from app.db.deltas import append_deltas
+from app.db import claims, interactions, keys, reading, results, steering
+from app.db.conflicts import TransactionUndone
+from app.db.create import create_run
+from app.db.database import Connection, Database
+from app.db.deltas import append_again, append_deltas
+from app.db.expiry import expire, in_transaction
 from app.db.fenced_write import FencedWrite
+from app.db.owner_commit import send_with_others, stands_alone, why_not
+from app.db.stimuli import read_stimuli
+from app.engine.agent import AgentVersion
 from app.engine.errors import RunError
 from app.engine.events import StoredEvent
+from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import SERVICE_LIMITS, Limits, RunLimits
 from app.engine.messages import ThreadMessage
+from app.engine.moves import Stimuli
 from app.engine.records import (
     Claim,
     Committed,
     Created,
     DeltaOutcome,
     DeltaWrite,
+    Expired,
     Fence,
     IdempotencyKey,
     Loaded,
     NewRun,
     OnBusyThread,
+    Resolved,
     RunRecord,
+    Stimulated,
     Stopped,
+    Woken,
     Write,
 )
 from app.engine.resume import limit_on_resume
 from app.engine.status import RunStatus
 from app.engine.store_errors import (
     AgentChanged,
-    IdempotencyMismatch,
     LimitReached,
     StoreUnavailable,
     ThreadBusy,
@@ -61,7 +71,7 @@ class PostgresRunStore:
     # --- creating -----------------------------------------------------------------------------------------------------
 
     async def create(self, new: NewRun, *, owner: str | None) -> Created:
-        if new.on_busy_thread in (OnBusyThread.INTERRUPT, OnBusyThread.ROLLBACK) and new.start_after is None:
+        if _goes_first(new):
             return await self._in_transaction(lambda connection: self._create_first(connection, new, owner))
         if new.idempotency is not None:
             return await self._in_transaction(lambda connection: self._create(connection, new, owner))
@@ -81,7 +91,7 @@ class PostgresRunStore:
 
         async def work(connection: Connection) -> tuple[list[Created], bool]:
             if idempotency is not None:
-                earlier = await _take_key(connection, runs[0].tenant_id, idempotency, [run.run_id for run in runs])
+                earlier = await keys.take(connection, runs[0].tenant_id, idempotency, [run.run_id for run in runs])
                 if earlier is not None:
                     known = [await reading.get_run(connection, run_id, with_tools=True) for run_id in earlier]
                     return [Created(run, replayed=True) for run in known], True
@@ -101,8 +111,8 @@ class PostgresRunStore:
                     return await self._create(connection, new, owner)
             except asyncpg.UniqueViolationError:
                 return await self._created_before(new)
-            except (StoreUnavailable, *CONFLICTS) as error:
-                if attempt == COMMIT_TRIES or (isinstance(error, StoreUnavailable) and attempt > 2):
+            except StoreUnavailable as error:
+                if attempt == COMMIT_TRIES or (not isinstance(error, TransactionUndone) and attempt > 2):
                     raise
                 await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
@@ -124,16 +134,18 @@ class PostgresRunStore:
         if answer.agent_changed:
             raise AgentChanged(new.agent.definition.name)
         if answer.key_taken and new.idempotency is not None:
-            earlier = await _runs_of_key(connection, new.tenant_id, new.idempotency)
-            return Created(await reading.get_run(connection, earlier[0], with_tools=True), replayed=True)
+            earlier = await _earlier(connection, new, new.idempotency)
+            return earlier or await self._create(connection, replace(new, idempotency=None), owner)
         raise ThreadBusy(f"thread {new.thread_id} is held by another run")
 
     async def _create_first(self, connection: Connection, new: NewRun, owner: str | None) -> Created:
         """Stop the thread's holder, then create: the slot is free and the line stays behind the new run."""
         if new.idempotency is not None:
-            earlier = await _runs_of_key_if_any(connection, new.tenant_id, new.idempotency)
+            # Before the thread is: its holder may be what this very request has made, sent twice.
+            earlier = await _earlier(connection, new, new.idempotency)
             if earlier is not None:
-                return Created(await reading.get_run(connection, earlier[0], with_tools=True), replayed=True)
+                return earlier
+            new = replace(new, idempotency=None)
         holder = await connection.fetchval(
             """INSERT INTO threads (thread_key, tenant_id, thread_id) VALUES ($1::uuid, $2, $3)
                ON CONFLICT (tenant_id, thread_id) DO UPDATE SET updated_at = clock_timestamp()
@@ -168,35 +180,46 @@ class PostgresRunStore:
         async with self._database.connection() as connection:
             return await reading.messages_after(connection, thread_key, seq)
 
-    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | None:
-        """As the port says. Where the connection breaks under it, the same statement is sent again: if then the fence
-        no longer holds, but the run stands exactly one write further, that write was this one."""
+    async def team(self, tenant_id: str, names: Sequence[str]) -> Mapping[str, AgentVersion]:
+        async with self._database.connection() as connection:
+            return await reading.team(connection, tenant_id, names)
+
+    async def stimuli(self, run_id: str) -> Stimuli:
+        async with self._database.connection() as connection:
+            return await read_stimuli(connection, run_id)
+
+    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | Woken | None:
+        """As the port says. Where the connection breaks under it, the same write is sent again: if then the fence no
+        longer holds, but the run stands exactly one write further, that write was this one."""
         fenced = FencedWrite(fence, thread_key, write)
-        ambiguous = False
-        for attempt in range(1, COMMIT_TRIES + 1):
-            try:
+        alone = stands_alone(write)
+
+        async def send(again: bool) -> Committed | Woken | None:
+            if alone:
                 async with self._database.connection() as connection:
                     committed = await fenced.send(connection)
-                    if committed is None and ambiguous:
-                        return await _confirm(connection, fenced)
-                    return committed
-            except CONFLICTS:  # undone as a whole: nothing is ambiguous
-                if attempt == COMMIT_TRIES:
-                    raise
-            except StoreUnavailable:
-                if attempt == COMMIT_TRIES:
-                    raise
-                ambiguous = True
-            await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
-        raise AssertionError("unreachable")
+                    return committed or await why_not(connection, fenced, sent_before=again)
+            async with self._database.transaction() as connection:
+                committed = await send_with_others(connection, fenced, write)
+                return committed or await why_not(connection, fenced, sent_before=again)
+
+        return await _until_answered(send)
 
     async def append_deltas(self, batch: Sequence[DeltaWrite]) -> list[Committed | DeltaOutcome]:
-        async with self._database.connection() as connection:
-            return await append_deltas(connection, batch)
+        """As the port says; sent again as `commit` is."""
 
-    async def release(self, fence: Fence, elapsed_s: float) -> bool:
+        async def send(again: bool) -> list[Committed | DeltaOutcome]:
+            if again:
+                async with self._database.transaction() as connection:
+                    return await append_again(connection, batch)
+            async with self._database.connection() as connection:
+                return await append_deltas(connection, batch)
+
+        return await _until_answered(send)
+
+    async def release(self, fence: Fence, elapsed_s: float, *, delay_s: float = 0.0) -> bool:
         async with self._database.connection() as connection:
-            return await claims.release_run(connection, fence, elapsed_s)
+            return await claims.release_run(connection, fence, elapsed_s, delay_s)
 
     # --- steering -----------------------------------------------------------------------------------------------------
 
@@ -223,87 +246,63 @@ class PostgresRunStore:
 
         return await self._in_transaction(work)
 
+    async def answer(self, run_id: str, interaction_id: str, answer: Answer) -> Resolved:
+        async def work(connection: Connection) -> Resolved:
+            locked = await steering.lock(connection, run_id)
+            return await interactions.answer(connection, locked, interaction_id, answer)
+
+        return await self._in_transaction(work)
+
+    async def post_result(self, run_id: str, tool_call_id: str, output: str | None, error: str | None) -> Stimulated:
+        async def work(connection: Connection) -> Stimulated:
+            locked = await steering.lock(connection, run_id)
+            return await results.post(connection, locked, tool_call_id, output, error)
+
+        return await self._in_transaction(work)
+
+    async def expire(self, limit: int) -> Expired:
+        return await expire(self._database, limit)
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     async def get(self, run_id: str, *, with_tools: bool = True) -> RunRecord:
         async with self._database.connection() as connection:
             return await reading.get_run(connection, run_id, with_tools=with_tools)
 
+    async def interactions(self, run_id: str) -> list[InteractionRecord]:
+        await self.get(run_id, with_tools=False)
+        async with self._database.connection() as connection:
+            return await interactions.of_run(connection, run_id)
+
     async def read_events(self, run_id: str, after: int, limit: int) -> list[StoredEvent]:
         async with self._database.connection() as connection:
             return await reading.read_events(connection, run_id, after, limit)
 
     async def _in_transaction(self, work: Callable[[Connection], Awaitable[_T]]) -> _T:
-        """Run `work` in a transaction, again from the start where Postgres asks for that."""
-        for attempt in range(1, CONFLICT_TRIES + 1):
-            try:
-                async with self._database.transaction() as connection:
-                    return await work(connection)
-            except CONFLICTS:
-                if attempt == CONFLICT_TRIES:
-                    raise
-                await asyncio.sleep(0.01 * attempt)
-        raise AssertionError("unreachable")
+        return await in_transaction(self._database, work)
 
 
 def _goes_first(new: NewRun) -> bool:
     return new.on_busy_thread in (OnBusyThread.INTERRUPT, OnBusyThread.ROLLBACK) and new.start_after is None
 
 
-async def _confirm(connection: Connection, fenced: FencedWrite) -> Committed | None:
-    fence = fenced.fence
-    row = await connection.fetchrow(
-        """SELECT r.status, r.last_seq, t.next_seq, e.created_at FROM runs r
-           JOIN threads t USING (thread_key)
-           JOIN run_events e ON e.run_id = r.run_id AND e.seq = r.last_seq
-           WHERE r.run_id = $1::uuid AND r.epoch = $2 AND r.write_no = $3""",
-        fence.run_id,
-        fence.epoch,
-        fence.write_no + 1,
-    )
-    if row is None:
+async def _earlier(connection: Connection, new: NewRun, key: IdempotencyKey) -> Created | None:
+    """What an earlier request with this key made; None if there was none, and then the key is this one's."""
+    run_ids = await keys.take(connection, new.tenant_id, key, [new.run_id])
+    if run_ids is None:
         return None
-    status = RunStatus(row["status"])
-    first_event = row["last_seq"] - fenced.event_count(status) + 1
-    # Should others have appended since, the owner only takes its messages to stand later than they do, and reads again.
-    return fenced.committed(status, first_event, row["created_at"], row["next_seq"] - fenced.message_count, None)
+    return Created(await reading.get_run(connection, run_ids[0], with_tools=True), replayed=True)
 
 
-async def _take_key(
-    connection: Connection, tenant_id: str, idempotency: IdempotencyKey, run_ids: list[str]
-) -> list[str] | None:
-    """Store a key for these runs; the runs of an earlier request instead, if it is known."""
-    taken = await connection.fetchval(
-        f"""INSERT INTO idempotency_keys AS k (tenant_id, key, request_hash, resource)
-            VALUES ($1, $2, $3, $4::json)
-            ON CONFLICT (tenant_id, key) DO UPDATE
-            SET request_hash = EXCLUDED.request_hash, resource = EXCLUDED.resource, created_at = clock_timestamp()
-            WHERE k.created_at < clock_timestamp() - interval '{IDEMPOTENCY_TTL}'
-            RETURNING 1""",
-        tenant_id,
-        idempotency.key,
-        idempotency.request_hash,
-        orjson.dumps({"run_ids": run_ids}).decode(),
-    )
-    return None if taken else await _runs_of_key(connection, tenant_id, idempotency)
-
-
-async def _runs_of_key(connection: Connection, tenant_id: str, idempotency: IdempotencyKey) -> list[str]:
-    runs = await _runs_of_key_if_any(connection, tenant_id, idempotency)
-    assert runs is not None, "a key that was just in the way is gone"
-    return runs
-
-
-async def _runs_of_key_if_any(connection: Connection, tenant_id: str, idempotency: IdempotencyKey) -> list[str] | None:
-    row = await connection.fetchrow(
-        f"""SELECT request_hash, resource FROM idempotency_keys
-            WHERE tenant_id = $1 AND key = $2 AND created_at > clock_timestamp() - interval '{IDEMPOTENCY_TTL}'""",
-        tenant_id,
-        idempotency.key,
-    )
-    if row is None:
-        return None
-    resource = orjson.loads(row["resource"])
-    if row["request_hash"] != idempotency.request_hash or "run_ids" not in resource:
-        raise IdempotencyMismatch("this Idempotency-Key was used with another request; send a new key")
-    return resource["run_ids"]
+async def _until_answered(send: Callable[[bool], Awaitable[_T]]) -> _T:
+    """Send an owner's write until the database answers; `send` is told if an earlier sending may have taken place."""
+    again = False
+    for attempt in range(1, COMMIT_TRIES + 1):
+        try:
+            return await send(again)
+        except StoreUnavailable as error:
+            if attempt == COMMIT_TRIES:
+                raise
+            again = again or not isinstance(error, TransactionUndone)  # undone as a whole: nothing is ambiguous
+        await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
+    raise AssertionError("unreachable")

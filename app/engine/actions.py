@@ -14,7 +14,19 @@ class CallModel:
 
 @dataclass(frozen=True, slots=True)
 class ExecuteTools:
-    """Run the calls that have no result; those already under way stay under way."""
+    """Run the calls that nothing holds; those already under way stay under way. Delegations begin beside them."""
+
+    step: int
+    calls: tuple[OpenCall, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Await:
+    """Begin the delegations and the caller's calls that have not begun, and wait, as a row, until somebody is done.
+
+    Args:
+        calls: the open calls, every one of them held; empty while the model call itself is held.
+    """
 
     step: int
     calls: tuple[OpenCall, ...]
@@ -25,4 +37,4 @@ class Finish:
     outcome: Outcome
 
 
-Action = CallModel | ExecuteTools | Finish
+Action = CallModel | ExecuteTools | Await | Finish

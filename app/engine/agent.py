@@ -6,27 +6,38 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from app.engine.limits import Limits, RunLimits
 from app.engine.model import ModelPolicies
+from app.engine.policy import Rule
+from app.engine.tool_definitions import Toolbox, ToolDefinition, ToolName
 
 AGENT_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,47}$"
 AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
-ToolName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+DeclaredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")]
 
 
-def _each_once(tools: list[str]) -> list[str]:
-    twice = {name for name in tools if tools.count(name) > 1}
+def _each_once(names: list[str]) -> list[str]:
+    twice = {name for name in names if names.count(name) > 1}
     if twice:
-        raise ValueError(f"names a tool twice: {', '.join(sorted(twice))}")
-    return tools
+        raise ValueError(f"names twice: {', '.join(sorted(twice))}")
+    return names
 
 
 ToolNames = Annotated[list[ToolName], AfterValidator(_each_once)]
+AgentNames = Annotated[list[AgentName], AfterValidator(_each_once)]
 
 
 class LlmFailurePolicy(StrEnum):
@@ -40,9 +51,46 @@ class ToolFailurePolicy(StrEnum):
     FAIL = "fail"
 
 
+class SubagentFailurePolicy(StrEnum):
+    CONTINUE = "continue"
+    DEGRADE = "degrade"
+    FAIL = "fail"
+
+
+class ApprovalDenialPolicy(StrEnum):
+    """What a refused call does to its run; the model reads the refusal in any case."""
+
+    CONTINUE = "continue"
+    DEGRADE = "degrade"
+    FAIL = "fail"
+
+
 class OnLimit(StrEnum):
     FAIL = "fail"
     DEGRADE = "degrade"
+
+
+class JoinPolicy(StrEnum):
+    """When the delegations of one step are done."""
+
+    ALL_REQUIRED = "all_required"
+    ALLOW_OPTIONAL_FAILURES = "allow_optional_failures"
+    FIRST_SUCCESS = "first_success"
+    QUORUM = "quorum"
+
+
+class InteractionMode(StrEnum):
+    """Who answers a run's questions: nobody (the fallback applies at once), or somebody outside."""
+
+    HEADLESS = "headless"
+    EXTERNAL = "external"
+
+
+class Fallback(StrEnum):
+    """The decision that counts where nobody gave one."""
+
+    DENY = "deny"
+    APPROVE = "approve"
 
 
 class _Data(BaseModel):
@@ -78,6 +126,35 @@ class ModelPolicySettings(_Data):
     timeout: TimeoutPolicy = TimeoutPolicy()
 
 
+class PolicySettings(_Data):
+    rules: list[Rule] = Field(default_factory=list[Rule], max_length=256)
+
+    @field_validator("rules")
+    @classmethod
+    def _ids_are_unique(cls, rules: list[Rule]) -> list[Rule]:
+        _each_once([rule.rule_id for rule in rules])
+        return rules
+
+
+class InputFallback(_Data):
+    """The value that counts where nobody supplied one."""
+
+    value: Any
+
+
+_DELEGATE = "delegate_to_"
+
+
+def delegate_tool(subagent: str) -> str:
+    """The name of the tool through which a model delegates to a subagent."""
+    return _DELEGATE + subagent
+
+
+def subagent_name(tool: str) -> str:
+    """The subagent that a tool made by `delegate_tool` delegates to."""
+    return tool.removeprefix(_DELEGATE)
+
+
 class AgentSettings(_Data):
     """All of an agent but its name: the body of `PUT /agents/{name}`."""
 
@@ -88,16 +165,67 @@ class AgentSettings(_Data):
         description="The system message; `{{ name.path }}` is filled from the run's `context`, nothing is evaluated.",
     )
     tools: ToolNames = Field(default_factory=list[str], max_length=128)
+    tool_definitions: list[ToolDefinition] = Field(
+        default_factory=list[ToolDefinition],
+        max_length=64,
+        description="HTTP tools, and tools that the caller runs. They need not be named in `tools`.",
+    )
+    mcp_servers: Annotated[list[DeclaredName], AfterValidator(_each_once)] = Field(
+        default_factory=list[str],
+        max_length=16,
+        description="The operator's MCP servers all of whose tools the agent may use; "
+        "single ones are named in `tools`, as `server__tool`.",
+    )
+    sandbox: DeclaredName | None = Field(default=None, description="The operator's sandbox profile for its tool calls.")
+    subagents: AgentNames = Field(default_factory=list[str], max_length=32)
+    join_policy: JoinPolicy = JoinPolicy.ALL_REQUIRED
+    quorum: int | None = Field(
+        default=None, ge=1, le=100, description="How many delegations must succeed, for `quorum`."
+    )
+    subagent_timeout_s: float = Field(
+        default=120.0, gt=0, le=2_592_000, description="Seconds from a delegation to the end of its child run."
+    )
+    inherit_context_keys: list[str] = Field(
+        default_factory=list[str],
+        max_length=64,
+        description="What this agent takes over, as a subagent, of its parent's context.",
+    )
+    policy: PolicySettings = PolicySettings()
     model_settings: ModelSettings = ModelSettings()
     limits: Limits = Limits()
     llm_failure_policy: LlmFailurePolicy = LlmFailurePolicy.FAIL
     tool_failure_policy: ToolFailurePolicy = ToolFailurePolicy.CONTINUE
+    subagent_failure_policy: SubagentFailurePolicy = SubagentFailurePolicy.CONTINUE
+    approval_denial_policy: ApprovalDenialPolicy = ApprovalDenialPolicy.CONTINUE
     on_limit: OnLimit = OnLimit.FAIL
     context_defaults: dict[str, Any] = Field(default_factory=dict[str, Any])
-    interaction_mode: Literal["headless"] = "headless"
+    interaction_mode: InteractionMode = InteractionMode.HEADLESS
+    approval_timeout_s: float = Field(default=300.0, gt=0, le=31_536_000)
+    approval_fallback: Fallback = Fallback.DENY
+    input_timeout_s: float = Field(default=300.0, gt=0, le=31_536_000)
+    input_fallback: Literal["deny"] | InputFallback = Field(
+        default="deny", description='`deny`, or {"value": ...} to go on with that.'
+    )
+    sanitize_tool_output: bool = True
     tool_output_max_chars: int = Field(default=12_000, ge=200, le=1_000_000)
     model_policies: ModelPolicySettings = ModelPolicySettings()
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
+
+    @field_validator("tool_definitions")
+    @classmethod
+    def _declares_each_once(cls, definitions: list[ToolDefinition]) -> list[ToolDefinition]:
+        _each_once([definition.name for definition in definitions])
+        return definitions
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.quorum is None) is (self.join_policy is JoinPolicy.QUORUM):
+            raise ValueError("quorum: stated with join_policy: quorum, and only with it")
+        taken = {*self.tools, *map(delegate_tool, self.subagents)}
+        for definition in self.tool_definitions:
+            if definition.name in taken:
+                raise ValueError(f"tool_definitions: {definition.name!r} is the name of another tool of this agent")
+        return self
 
 
 class AgentDefinition(AgentSettings):
@@ -123,6 +251,7 @@ class AgentOverrides(_Data):
     model_settings: ModelSettings | None = None
     limits: Limits | None = None
     resume_limits: Limits | None = None
+    interaction_mode: InteractionMode | None = None
 
     def resumed_with(self, limits: Limits | None) -> AgentOverrides:
         """These overrides after a resume that stated `limits`; limits of an earlier resume stand unless stated anew."""
@@ -143,7 +272,11 @@ class AgentVersion:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedAgent:
-    """An agent as one run uses it: the pinned version, the request's overrides and the service's defaults in one."""
+    """An agent as one run uses it: the pinned version, the request's overrides and the service's defaults in one.
+
+    Args:
+        definition: what the version says; for settings that no request overrides.
+    """
 
     name: str
     version: int | None
@@ -153,16 +286,27 @@ class ResolvedAgent:
     tools: tuple[str, ...]
     settings: dict[str, Any]
     limits: RunLimits
-    llm_failure_policy: LlmFailurePolicy
-    tool_failure_policy: ToolFailurePolicy
-    on_limit: OnLimit
-    context_defaults: dict[str, Any]
-    tool_output_max_chars: int
+    interaction_mode: InteractionMode
+    definition: AgentDefinition
     policies: ModelPolicies = field(default_factory=ModelPolicies)
 
     @property
     def provider(self) -> str:
         return self.model.partition("/")[0]
+
+    def may_use(self, tool_name: str) -> bool:
+        """Whether the agent was given this tool: it is named, declared in the definition, or of a server that is."""
+        definition = self.definition
+        return (
+            tool_name in self.tools
+            or any(tool_name == declared.name for declared in definition.tool_definitions)
+            or any(tool_name.startswith(f"{server}__") for server in definition.mcp_servers)
+        )
+
+    @property
+    def toolbox(self) -> Toolbox:
+        definition = self.definition
+        return Toolbox(self.version_id, tuple(definition.tool_definitions), tuple(definition.mcp_servers))
 
 
 def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimits) -> ResolvedAgent:
@@ -186,11 +330,8 @@ def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimit
         tools=tuple(definition.tools if overrides.tools is None else overrides.tools),
         settings=settings,
         limits=limits,
-        llm_failure_policy=definition.llm_failure_policy,
-        tool_failure_policy=definition.tool_failure_policy,
-        on_limit=definition.on_limit,
-        context_defaults=definition.context_defaults,
-        tool_output_max_chars=definition.tool_output_max_chars,
+        interaction_mode=overrides.interaction_mode or definition.interaction_mode,
+        definition=definition,
         policies=ModelPolicies(
             policies.retry.max_attempts, policies.timeout.first_byte_s, policies.timeout.between_chunks_s
         ),

@@ -10,18 +10,29 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import assert_never
 
-import orjson
-
-from app.engine.actions import Action, CallModel, ExecuteTools, Finish
-from app.engine.agent import LlmFailurePolicy, ResolvedAgent, ToolFailurePolicy
+from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
+from app.engine.agent import LlmFailurePolicy, ResolvedAgent, subagent_name
+from app.engine.effects import ToolEffect
 from app.engine.errors import ModelError, RunError
-from app.engine.events import Event, EventType, RunIdentity, WarningCode
+from app.engine.events import Event, EventType, WarningCode
+from app.engine.judge import judge_model_call
 from app.engine.messages import Message, Role, ToolCall, json_or_text
 from app.engine.model import FinishReason, ModelResponse
-from app.engine.state import OpenCall, Phase, RunState, finished
+from app.engine.moves import CallMove, waiting_for
+from app.engine.scope import Scope
+from app.engine.state import HoldKind, OpenCall, Phase, RunState, finished
 from app.engine.status import RunStatus
-from app.engine.tools import ToolEffect, ToolPort, ToolResult
+from app.engine.step import advance, lost_calls
+from app.engine.tools import ToolPort
+from app.engine.transition import ToolRecord, Transition
 from app.engine.usage import add_cost
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptBegan:
+    """A replica has taken the run over; `moves` is what others have stored in the meantime."""
+
+    moves: tuple[CallMove, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,56 +51,30 @@ class ModelFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolsFinished:
-    """Some calls of the open step ended, as (call index, result)."""
+class CallsMoved:
+    """Something became of calls of the open step, or of the question about the model call."""
 
-    results: tuple[tuple[int, ToolResult], ...]
-
-
-ActionOutcome = ModelResponded | ModelFailed | ToolsFinished
+    moves: tuple[CallMove, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ToolRecord:
-    """What becomes known of a tool call: that it was asked for, was started, or has ended."""
-
-    step: int
-    call: OpenCall
+ActionOutcome = ModelResponded | ModelFailed | CallsMoved
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """The state after an outcome, with the facts, messages and records to commit with it."""
-
-    state: RunState
-    events: tuple[Event, ...] = ()
-    messages: tuple[Message, ...] = ()
-    records: tuple[ToolRecord, ...] = ()
-
-
-def apply(
-    state: RunState,
-    outcome: ActionOutcome,
-    agent: ResolvedAgent,
-    run: RunIdentity,
-    tools: ToolPort,
-    used_ids: Set[str],
-) -> Transition:
-    """What an outcome changes.
-
-    Args:
-        tools: asked for the effect of each tool that the model names.
-        used_ids: the tool call ids of the run so far; providers repeat them, a run must not.
-    """
+def apply(state: RunState, outcome: AttemptBegan | ActionOutcome, scope: Scope) -> Transition:
+    """What an outcome changes; the state after it has been judged, as far as it can be, up to its next action."""
     match outcome:
+        case AttemptBegan(moves):
+            begun = advance(state, moves, scope)
+            done = begun.then(lost_calls(begun.state, scope))
         case ModelResponded():
-            return _model_responded(state, outcome, tools, used_ids)
+            done = _model_responded(state, outcome, scope)
         case ModelFailed():
-            return _model_failed(state, outcome.error, agent)
-        case ToolsFinished():
-            return _tools_finished(state, outcome.results, agent, run)
+            done = Transition(_model_failed(state, outcome.error, scope.agent))
+        case CallsMoved(moves):
+            done = advance(state, moves, scope)
         case _:
             assert_never(outcome)
+    return done.then(judge_model_call(done.state, scope))
 
 
 def opening(
@@ -104,10 +89,11 @@ def opening(
                 Event(EventType.LLM_CALLED, step, called),
             ), ()
         case ExecuteTools(step, calls):
-            new = [call for call in calls if not call.started]
-            if not new:
-                return (), ()
-            return _batch_opening(step, new), tuple(ToolRecord(step, replace(call, started=True)) for call in new)
+            return _begin_calls(step, calls)
+        case Await(step, calls):
+            events, records = _begin_calls(step, calls)
+            data = {"waiting_for": waiting_for(begun(state, action))}
+            return (*events, Event(EventType.RUN_WAITING, step, data, RunStatus.WAITING)), records
         case Finish(outcome):
             last = replace(state, step=last_step(state))
             return (closing_event(last, outcome.status, outcome.final_text, outcome.error),), ()
@@ -123,10 +109,10 @@ def last_step(state: RunState) -> int:
 def begun(state: RunState, action: Action) -> RunState:
     """The state once an action's opening is committed: its calls are marked as started."""
     match action:
-        case ExecuteTools():
-            new = sum(1 for call in state.calls if not call.started)
-            calls = tuple(call if call.started else replace(call, started=True) for call in state.calls)
-            return replace(state, calls=calls, tool_calls=state.tool_calls + new)
+        case ExecuteTools() | Await():
+            new = {call.index for call in action.calls if _begins(call)}
+            calls = tuple(replace(call, started=True) if call.index in new else call for call in state.calls)
+            return replace(state, calls=calls, tool_calls=state.tool_calls + len(new))
         case CallModel():
             return state
         case Finish(outcome):
@@ -149,6 +135,19 @@ def closing_event(state: RunState, status: RunStatus, final_text: str, error: Ru
     return Event(kind, state.step, {"code": reason.code, "message": reason.message}, status, reason.message)
 
 
+def _begins(call: OpenCall) -> bool:
+    """Whether a call begins with the action that names it: policy let it pass, and it has not begun."""
+    asks = call.hold is not None and call.hold.kind is HoldKind.INTERACTION
+    return call.judged and not call.started and not asks
+
+
+def _begin_calls(step: int, calls: Sequence[OpenCall]) -> tuple[tuple[Event, ...], tuple[ToolRecord, ...]]:
+    new = [call for call in calls if _begins(call)]
+    if not new:
+        return (), ()
+    return _batch_opening(step, new), tuple(ToolRecord(step, replace(call, started=True)) for call in new)
+
+
 def _batch_opening(step: int, calls: Sequence[OpenCall]) -> tuple[Event, ...]:
     batch = {
         "tool_call_count": len(calls),
@@ -157,41 +156,40 @@ def _batch_opening(step: int, calls: Sequence[OpenCall]) -> tuple[Event, ...]:
     }
     return (
         Event(EventType.TOOL_BATCH_STARTED, step, batch),
-        *(
-            Event(
-                EventType.TOOL_STARTED,
-                step,
-                {
-                    "tool_name": call.call.name,
-                    "tool_call_id": call.call.id,
-                    "arguments": call.call.shown_arguments(),
-                },
-            )
-            for call in calls
-        ),
+        *(event for call in calls for event in _started(step, call)),
     )
 
 
-def _model_responded(state: RunState, outcome: ModelResponded, tools: ToolPort, used_ids: Set[str]) -> Transition:
+def _started(step: int, call: OpenCall) -> tuple[Event, ...]:
+    name, identifier = call.call.name, call.call.id
+    data = {"tool_name": name, "tool_call_id": identifier, "arguments": json_or_text(call.final_arguments)}
+    started = Event(EventType.TOOL_STARTED, step, data)
+    child = call.child_run_id
+    if child is None:
+        return (started,)
+    delegated = {"subagent_name": subagent_name(name), "run_id": child, "tool_call_id": identifier}
+    return (started, Event(EventType.SUBAGENT_STARTED, step, delegated))
+
+
+def _model_responded(state: RunState, outcome: ModelResponded, scope: Scope) -> Transition:
     response = outcome.response
-    usage = state.usage + response.usage
-    cost = add_cost(state.cost_usd, response.cost_usd)
     state = replace(
         state,
-        usage=usage,
-        cost_usd=cost,
+        usage=state.usage + response.usage,
+        cost_usd=add_cost(state.cost_usd, response.cost_usd),
         best_text=response.text or state.best_text,
         model=response.model,
         provider=response.provider,
     )
-    events = [_llm_completed(state.step, outcome), *_warnings(state.step, response)]
+    events = (_llm_completed(state.step, outcome), *_warnings(state.step, response))
     if not response.tool_calls:
-        return _answered(state, response, tuple(events))
-    calls = _unique_calls(response.tool_calls, state.step, used_ids)
-    open_calls = tuple(OpenCall(i, call, _effect(tools, call.name)) for i, call in enumerate(calls))
+        return _answered(state, response, events)
+    calls = _unique_calls(response.tool_calls, state.step, scope.used_ids)
+    open_calls = tuple(OpenCall(i, call, _effect(scope.tools, call.name)) for i, call in enumerate(calls))
     state = replace(state, phase=Phase.EXECUTE_TOOLS, calls=open_calls)
     message = Message(Role.ASSISTANT, response.text, calls)
-    return Transition(state, tuple(events), (message,), tuple(ToolRecord(state.step, call) for call in open_calls))
+    asked = Transition(state, events, (message,), tuple(ToolRecord(state.step, call) for call in open_calls))
+    return asked.then(advance(state, (), scope))
 
 
 def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...]) -> Transition:
@@ -220,54 +218,16 @@ def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...
     return Transition(state, events, (Message(Role.ASSISTANT, response.text),))
 
 
-def _model_failed(state: RunState, error: ModelError, agent: ResolvedAgent) -> Transition:
+def _model_failed(state: RunState, error: ModelError, agent: ResolvedAgent) -> RunState:
     reason = RunError(error.code.value, error.message, error.retryable)
-    match agent.llm_failure_policy:
+    policy = agent.definition.llm_failure_policy
+    match policy:
         case LlmFailurePolicy.FAIL:
-            return Transition(finished(state, RunStatus.FAILED, error.message, reason))
+            return finished(state, RunStatus.FAILED, error.message, reason)
         case LlmFailurePolicy.DEGRADE:
-            return Transition(finished(state, RunStatus.DEGRADED, state.best_text, reason))
+            return finished(state, RunStatus.DEGRADED, state.best_text, reason)
         case _:
-            assert_never(agent.llm_failure_policy)
-
-
-def _tools_finished(
-    state: RunState, results: Sequence[tuple[int, ToolResult]], agent: ResolvedAgent, run: RunIdentity
-) -> Transition:
-    ended = dict(results)
-    new = [replace(call, result=ended[call.index]) for call in state.open_calls() if call.index in ended]
-    known = {call.index: call for call in new}
-    calls = tuple(known.get(call.index, call) for call in state.calls)
-    events = tuple(_tool_completed(state.step, call, agent, run) for call in new)
-    records = tuple(ToolRecord(state.step, call) for call in new)
-    state = _after_failures(replace(state, calls=calls), agent)
-    if state.open_calls():
-        return Transition(state, events, records=records)
-    messages = tuple(
-        Message(Role.TOOL, call.result.content, tool_call_id=call.call.id) for call in calls if call.result is not None
-    )
-    return Transition(_closed_step(state, agent), events, messages, records)
-
-
-def _after_failures(state: RunState, agent: ResolvedAgent) -> RunState:
-    if agent.tool_failure_policy is ToolFailurePolicy.CONTINUE or state.tolerated is not None:
-        return state
-    for call in state.calls:
-        if call.result is not None and not call.result.success:
-            error = RunError("tool_failed", f"the tool {call.call.name} failed: {call.result.error}")
-            return replace(state, tolerated=error)
-    return state
-
-
-def _closed_step(state: RunState, agent: ResolvedAgent) -> RunState:
-    match agent.tool_failure_policy:
-        case ToolFailurePolicy.FAIL if state.tolerated is not None:
-            failed = finished(state, RunStatus.FAILED, state.tolerated.message, state.tolerated)
-            return replace(failed, resume_step=state.step + 1)
-        case ToolFailurePolicy.CONTINUE | ToolFailurePolicy.DEGRADE | ToolFailurePolicy.FAIL:
-            return replace(state, step=state.step + 1, phase=Phase.CALL_MODEL, calls=())
-        case _:
-            assert_never(agent.tool_failure_policy)
+            assert_never(policy)
 
 
 def _llm_completed(step: int, outcome: ModelResponded) -> Event:
@@ -308,31 +268,6 @@ def _warnings(step: int, response: ModelResponse) -> list[Event]:
         found.append((WarningCode.PRICE_UNKNOWN, f"no price is known for {response.model}; costs are null, not zero"))
     data = {"model": response.model, "provider": response.provider}
     return [Event(EventType.WARNING, step, {"code": code, **data}, message=text) for code, text in found]
-
-
-def _tool_completed(step: int, call: OpenCall, agent: ResolvedAgent, run: RunIdentity) -> Event:
-    result = call.result
-    assert result is not None
-    output: orjson.Fragment | str | None = None
-    if result.output is not None:
-        whole = len(result.output) <= agent.tool_output_max_chars
-        output = json_or_text(result.output) if whole else result.content
-    return Event(
-        EventType.TOOL_COMPLETED,
-        step,
-        {
-            "tool_name": call.call.name,
-            "tool_call_id": call.call.id,
-            "success": result.success,
-            "output": output,
-            "error": result.error,
-            "latency_ms": round(result.latency_ms, 3),
-            "agent_name": run.agent_name,
-            "agent_depth": run.agent_depth,
-            "agent_path": run.agent_path or run.agent_name,
-            "replayed": result.replayed,
-        },
-    )
 
 
 def _unique_calls(calls: Sequence[ToolCall], step: int, used_ids: Set[str]) -> tuple[ToolCall, ...]:

@@ -33,6 +33,10 @@ class Limits(BaseModel):
     )
     max_total_tokens: int | None = Field(default=None, ge=1, le=10**12, description="Input and output tokens together.")
     max_total_cost_usd: float | None = Field(default=None, gt=0, le=1e9, description="Cost in US dollars.")
+    max_subagent_depth: int | None = Field(
+        default=None, ge=1, le=100, description="Generations of child runs below the first run."
+    )
+    max_subagent_fanout: int | None = Field(default=None, ge=1, le=100, description="Child runs of one step.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class RunLimits:
     max_wall_time_s: float = 300.0
     max_total_tokens: int | None = None
     max_total_cost_usd: float | None = None
+    max_subagent_depth: int = 3
+    max_subagent_fanout: int = 4
 
     def replaced(self, stated: Limits) -> RunLimits:
         """These limits with the stated ones in their place, higher or lower."""
@@ -55,6 +61,8 @@ class RunLimits:
             stated.max_wall_time_s or self.max_wall_time_s,
             stated.max_total_tokens or self.max_total_tokens,
             stated.max_total_cost_usd or self.max_total_cost_usd,
+            stated.max_subagent_depth or self.max_subagent_depth,
+            stated.max_subagent_fanout or self.max_subagent_fanout,
         )
 
     def lowered(self, stated: Limits) -> RunLimits:
@@ -66,6 +74,8 @@ class RunLimits:
             min(self.max_wall_time_s, stated.max_wall_time_s or self.max_wall_time_s),
             _least(self.max_total_tokens, stated.max_total_tokens),
             _least(self.max_total_cost_usd, stated.max_total_cost_usd),
+            min(self.max_subagent_depth, stated.max_subagent_depth or self.max_subagent_depth),
+            min(self.max_subagent_fanout, stated.max_subagent_fanout or self.max_subagent_fanout),
         )
 
 
@@ -100,16 +110,24 @@ class Breach:
 
 
 def breach_before_model_call(
-    limits: RunLimits, *, step: int, usage: Usage, cost_usd: Decimal | None, reserve_tokens: int = 0
+    limits: RunLimits,
+    *,
+    step: int,
+    usage: Usage,
+    own_llm_calls: int,
+    cost_usd: Decimal | None,
+    reserve_tokens: int = 0,
 ) -> Breach | None:
     """The limit that calling the model in `step` (counted from 1) would break, or None.
 
     Args:
+        usage: of the run and its child runs.
+        own_llm_calls: without those of child runs, which have limits of their own.
         reserve_tokens: the most output tokens that the call may use, held back from the token budget beforehand.
     """
     if step > limits.max_steps:
         return Breach(LimitCode.MAX_STEPS, f"the run reached its limit of {limits.max_steps} steps (max_steps)")
-    if usage.llm_calls >= limits.max_llm_calls:
+    if own_llm_calls >= limits.max_llm_calls:
         return Breach(
             LimitCode.MAX_LLM_CALLS,
             f"the run reached its limit of {limits.max_llm_calls} model calls (max_llm_calls)",

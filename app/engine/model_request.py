@@ -40,7 +40,7 @@ def build_request(
 def system_message(agent: ResolvedAgent, context: Mapping[str, Any], has_tools: bool) -> Message | None:
     instructions = agent.instructions
     if "{{" in instructions:
-        instructions = fill_placeholders(instructions, {**agent.context_defaults, **context})
+        instructions = fill_placeholders(instructions, {**agent.definition.context_defaults, **context})
     text = "\n\n".join(part for part in (_PREAMBLE if has_tools else "", instructions) if part)
     return Message(Role.SYSTEM, text) if text else None
 

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from app.engine.agent import AgentVersion
 from app.engine.errors import RunError
 from app.engine.events import StoredEvent
+from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import Limits
 from app.engine.messages import ThreadMessage
+from app.engine.moves import Stimuli
 from app.engine.records import (
     Claim,
     Committed,
     Created,
     DeltaOutcome,
     DeltaWrite,
+    Expired,
     Fence,
     Loaded,
     NewRun,
+    Resolved,
     RunRecord,
+    Stimulated,
     Stopped,
+    Woken,
     Write,
 )
 from app.engine.status import RunStatus
@@ -52,27 +58,42 @@ class RunStore(Protocol):
         """The thread's messages with a greater seq, ascending; voided ones left out."""
         ...
 
-    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | None:
-        """One fenced write. None: this attempt has lost the run and must write nothing more."""
+    async def team(self, tenant_id: str, names: Sequence[str]) -> Mapping[str, AgentVersion]:
+        """The current versions of these agents, in the order of the names; those that are gone are left out."""
+        ...
+
+    async def stimuli(self, run_id: str) -> Stimuli:
+        """What others have stored for the run's open step."""
+        ...
+
+    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | Woken | None:
+        """One fenced write, with the child runs that begin and end with it.
+
+        Returns:
+            None: this attempt has lost the run and must write nothing more. `Woken`: nothing was written, see
+            `Write.wakes`.
+        """
         ...
 
     async def append_deltas(self, batch: Sequence[DeltaWrite]) -> list[Committed | DeltaOutcome]:
         """Append deltas of several runs, each under its fence; in the order of `batch`."""
         ...
 
-    async def release(self, fence: Fence, elapsed_s: float) -> bool:
-        """Give a run back to the queue at a drain; False if it was lost before."""
+    async def release(self, fence: Fence, elapsed_s: float, *, delay_s: float = 0.0) -> bool:
+        """Give a run back to the queue, to be claimed after `delay_s` seconds; False if it was lost before."""
         ...
 
     async def stop(self, run_id: str, status: RunStatus, reason: RunError) -> Stopped:
-        """Cancel or interrupt: terminal at once, whoever owns the run. A terminal run stays unchanged.
+        """Cancel or interrupt: terminal at once, whoever owns the run, with all of its child runs.
+
+        Open questions are closed. A terminal run stays unchanged.
 
         Raises: RunNotFound.
         """
         ...
 
     async def pause(self, run_id: str) -> Stopped:
-        """Pause at once, or ask the owner to pause at its next step boundary.
+        """Pause at once, or ask the owner to pause at its next step boundary; child runs likewise.
 
         Raises: RunNotFound, RunConflict.
         """
@@ -81,8 +102,40 @@ class RunStore(Protocol):
     async def resume(self, run_id: str, limits: Limits | None) -> Stopped:
         """Back to the queue from the last checkpoint, where the status allows it.
 
+        Child runs of open calls go on too, if they were paused or interrupted.
+
         Raises: RunNotFound, RunConflict, LimitReached.
         """
+        ...
+
+    async def answer(self, run_id: str, interaction_id: str, answer: Answer) -> Resolved:
+        """Store a decision and let the run go on; the same decision again changes nothing.
+
+        Raises:
+            RunNotFound.
+            InteractionNotFound: the run has no such interaction.
+            InteractionDecided: it was decided otherwise, has expired, or was closed.
+        """
+        ...
+
+    async def interactions(self, run_id: str) -> list[InteractionRecord]:
+        """All questions of a run, oldest first. Raises: RunNotFound."""
+        ...
+
+    async def post_result(self, run_id: str, tool_call_id: str, output: str | None, error: str | None) -> Stimulated:
+        """Store the result of a committed call that has none; the same result again changes nothing.
+
+        Args:
+            output: JSON text; None with an `error`.
+
+        Raises:
+            RunNotFound, ToolCallNotFound.
+            ResultConflict: the call has another result, or the run is over.
+        """
+        ...
+
+    async def expire(self, limit: int) -> Expired:
+        """End what has waited for too long: at most `limit` questions, tool results and child runs each."""
         ...
 
     async def get(self, run_id: str, *, with_tools: bool = True) -> RunRecord:
@@ -122,6 +175,10 @@ class EventBus(Protocol):
 
     def control(self, run_id: str, epoch: int) -> None:
         """A caller moved the run on to `epoch`: its owner, wherever it is, should stop."""
+        ...
+
+    def wake(self, run_id: str) -> None:
+        """Something was stored for a running run: its owner, wherever it is, should look."""
         ...
 
     def queued(self) -> None:

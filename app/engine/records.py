@@ -10,12 +10,14 @@ from enum import StrEnum
 from typing import Any
 
 from app.engine.agent import AgentOverrides, AgentVersion
-from app.engine.apply import ToolRecord
 from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, RunIdentity, StoredEvent
+from app.engine.interactions import InteractionRecord, NewInteraction
 from app.engine.messages import Message, ThreadMessage
+from app.engine.moves import Stimuli
 from app.engine.state import Checkpoint, OpenCall
 from app.engine.status import RunStatus
+from app.engine.transition import ToolRecord
 from app.engine.usage import Usage
 
 
@@ -54,11 +56,30 @@ class Opening:
 
 
 @dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a child run comes from.
+
+    Args:
+        path: the names from the first run's agent down to the child's own, such as `planner>researcher`.
+        depth: generations below the first run; a child's is at least 1.
+        deadline_s: seconds from its creation, or from its last resume, until the child is interrupted; while it is
+            paused it is spared.
+    """
+
+    parent_run_id: str
+    root_run_id: str
+    depth: int
+    path: str
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class NewRun:
     """A run to create. All ids are made by the caller, so that a create can be sent twice and happen once.
 
     Args:
         thread_key: the thread's key if this create makes the thread.
+        lineage: of a child run; None for a run that a caller creates.
         opening: given when the whole first write is known beforehand (a thread that surely is new); it is used only if
             the create also claims.
         agent_check: the stored agent's name if the run must fail with `AgentChanged` when `agent.version_id` is no
@@ -81,11 +102,14 @@ class NewRun:
     start_after: datetime | None = None
     idempotency: IdempotencyKey | None = None
     opening: Opening | None = None
+    lineage: Lineage | None = None
 
     @property
     def identity(self) -> RunIdentity:
         name = self.agent.definition.name
-        return RunIdentity(self.run_id, self.thread_id, name, 0, name)
+        if self.lineage is None:
+            return RunIdentity(self.run_id, self.thread_id, name, 0, name)
+        return RunIdentity(self.run_id, self.thread_id, name, self.lineage.depth, self.lineage.path)
 
 
 # --- owning a run -----------------------------------------------------------------------------------------------------
@@ -107,6 +131,7 @@ class Claim:
     Args:
         opened: whether the opening is committed already, so that the attempt starts at performing its first action.
         message_seq: the last message of the thread that the opening committed; 0 if not opened.
+        wakes: how many stimuli the run had had when it was claimed.
     """
 
     fence: Fence
@@ -114,6 +139,7 @@ class Claim:
     attempt: int
     opened: bool = False
     message_seq: int = 0
+    wakes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +168,8 @@ class Loaded:
         calls: the tool calls recorded for the checkpoint's step.
         resume_reason: why this attempt exists, None for a first one.
         elapsed_s: active seconds so far; `wall_from_s` of them are not counted against `max_wall_time_s`.
+        stimuli: what others have stored for the open step.
+        now: the store's time at the load.
     """
 
     run: RunRecord
@@ -153,6 +181,17 @@ class Loaded:
     resume_reason: ResumeReason | None
     elapsed_s: float
     wall_from_s: float
+    stimuli: Stimuli
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StopChildren:
+    """Child runs that end with a write: what each becomes, and why."""
+
+    run_ids: tuple[str, ...]
+    status: RunStatus
+    reason: RunError
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +206,14 @@ class Write:
         message_seq: the last message of the thread that the owner knows, where the write adds none.
         elapsed_s: active seconds of the run in all, at the time of the write.
         start: the run's input, which joins the thread with this write, before `messages`; empty if it has joined.
-        step_closed: a step was committed: the run is not poisoned.
+        step_closed: a step was committed, or the run waits: it is not poisoned.
         result: the scalars of the AgentResult, for terminal writes.
+        wakes: the stimuli that the owner has seen; if there are more, nothing is written and `Woken` is the answer.
+        waiting_for: kind and id of what the run waits for, for writes of status waiting.
+        interactions: questions that are asked with this write; `closes` are those that need no answer any more.
+        children: child runs that begin with this write.
+        stops: child runs that end with it.
+        parent_run_id: of a child's terminal write: the run that it wakes.
     """
 
     identity: RunIdentity
@@ -188,6 +233,18 @@ class Write:
     step_closed: bool = False
     result: Mapping[str, Any] | None = None
     error: RunError | None = None
+    wakes: int = 0
+    waiting_for: tuple[Mapping[str, str], ...] = ()
+    interactions: tuple[NewInteraction, ...] = ()
+    closes: tuple[str, ...] = ()
+    children: tuple[NewRun, ...] = ()
+    stops: StopChildren | None = None
+    parent_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """A write that did not take place, because others have stored something for the run that its owner must see."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +257,9 @@ class Committed:
         status: the run's status now (`paused` if the write met a pause request).
         message_seq: the seq of the last message written, or None if it wrote none.
         first_message_seq: of the messages written; a gap to what the owner knows means that others appended.
+        promoted: the run that now holds the thread, if one was waiting in line.
+        stopped: the child runs that ended with the write, and theirs.
+        woken: the parent run that a child's terminal write has woken.
     """
 
     fence: Fence
@@ -208,6 +268,8 @@ class Committed:
     first_message_seq: int | None = None
     message_seq: int | None = None
     promoted: str | None = None
+    stopped: tuple[Stopped, ...] = ()
+    woken: Stimulated | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +296,48 @@ class Stopped:
     Args:
         changed: whether this call changed anything.
         promoted: the run that now holds the thread, if one was waiting in line.
+        family: the child runs that this changed too, and theirs, each with what it left.
+        woken: the parent run that the end of this one has woken.
     """
 
     run: RunRecord
     changed: bool
     events: tuple[StoredEvent, ...] = ()
     promoted: str | None = None
+    family: tuple[Stopped, ...] = ()
+    woken: Stimulated | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stimulated:
+    """A run for which something was stored that it waits for.
+
+    Args:
+        status: of the run now: `queued` if it was waiting; a running one's owner is to be told.
+        events: what this left in the run's log.
+        changed: False if the same had been stored before.
+    """
+
+    run_id: str
+    status: RunStatus
+    changed: bool = True
+    events: tuple[StoredEvent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An interaction that was answered, as it is now, and what this did to its run."""
+
+    interaction: InteractionRecord
+    run: Stimulated
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """What had waited for too long: runs whose wait is over, and child runs that were interrupted."""
+
+    stimulated: tuple[Stimulated, ...] = ()
+    stopped: tuple[Stopped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,11 +356,32 @@ class ToolExecution:
     error: str | None
     latency_ms: float | None
     replayed: bool = False
+    child_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubagentExecution:
+    """The record of one child run, as its parent's readers see it."""
+
+    subagent_name: str
+    run_id: str
+    status: RunStatus
+    output_text: str | None
+    error: str | None
+    latency_ms: float | None
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run as readers see it. `result` are the stored scalars; `tool_executions` is None where it was not loaded."""
+    """A run as readers see it.
+
+    Args:
+        result: the stored scalars.
+        waiting_for: kind and id of what a waiting run waits for; empty in every other status.
+        agent_path: the names from the first run's agent down to this one's; `agent_depth` counts the generations.
+        tool_executions, subagent_executions: None where they were not loaded.
+    """
 
     run_id: str
     tenant_id: str
@@ -293,8 +412,15 @@ class RunRecord:
     error: RunError | None
     owner: str | None = None
     epoch: int = 0
+    wakes: int = 0
+    waiting_for: tuple[Mapping[str, str], ...] = ()
+    agent_depth: int = 0
+    agent_path: str = ""
+    root_run_id: str = ""
     tool_executions: tuple[ToolExecution, ...] | None = None
+    subagent_executions: tuple[SubagentExecution, ...] | None = None
 
     @property
     def identity(self) -> RunIdentity:
-        return RunIdentity(self.run_id, self.thread_id, self.agent_name, 0, self.agent_name)
+        path = self.agent_path or self.agent_name
+        return RunIdentity(self.run_id, self.thread_id, self.agent_name, self.agent_depth, path)

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from app.engine.records import RunRecord, ToolExecution
+from app.engine.records import RunRecord, SubagentExecution, ToolExecution
 from app.engine.status import RunStatus
-
-
-def timestamp(moment: datetime) -> str:
-    """A moment as callers read it: UTC, always with microseconds, `2026-01-31T08:00:00.000000Z`.
-
-    Args:
-        moment: with its time zone.
-    """
-    if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
-    return f"{moment.isoformat(timespec='microseconds')[:-6]}Z"
+from app.engine.timestamp import timestamp
 
 
 def agent_result(run: RunRecord) -> dict[str, Any] | None:
     """A run's AgentResult, ready for `orjson.dumps`: tools' outputs stand in it as the JSON text that was stored.
 
     Args:
-        run: with its tool executions.
+        run: with its tool executions and its child runs.
 
     Returns:
         None while the run is not over.
@@ -42,7 +31,7 @@ def agent_result(run: RunRecord) -> dict[str, Any] | None:
         "run_id": run.run_id,
         "thread_id": run.thread_id,
         "tool_executions": [_tool_execution(execution, run) for execution in executions],
-        "subagent_executions": [],
+        "subagent_executions": [_subagent_execution(execution) for execution in run.subagent_executions or ()],
         "usage_aggregate": run.usage.as_dict(),
         "total_cost_usd": None if run.cost_usd is None else float(run.cost_usd),
         "final_structured": scalars.get("final_structured"),
@@ -80,6 +69,19 @@ def _tool_execution(execution: ToolExecution, run: RunRecord) -> dict[str, Any]:
     }
 
 
+def _subagent_execution(execution: SubagentExecution) -> dict[str, Any]:
+    return {
+        "subagent_name": execution.subagent_name,
+        "run_id": execution.run_id,
+        "success": execution.status in (RunStatus.COMPLETED, RunStatus.DEGRADED),
+        "state": execution.status,
+        "output_text": execution.output_text,
+        "error": execution.error,
+        "latency_ms": execution.latency_ms,
+        "usage": execution.usage.as_dict(),
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class ToolExecutionRecord:
     """One tool call of a run. `output` is the tool's value as JSON, `latency_ms` in milliseconds."""
@@ -93,6 +95,27 @@ class ToolExecutionRecord:
     agent_name: str
     agent_depth: int
     agent_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubagentExecutionRecord:
+    """One child run of a run.
+
+    Args:
+        success: whether it ended completed or degraded.
+        output_text: its final text; None where it has none.
+        latency_ms: from its creation to its end, in milliseconds.
+        usage: of the child and of its own children; the keys are those of `AgentResult.usage_aggregate`.
+    """
+
+    subagent_name: str
+    run_id: str
+    success: bool
+    state: RunStatus
+    output_text: str | None
+    error: str | None
+    latency_ms: float | None
+    usage: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +136,7 @@ class AgentResult:
     run_id: str
     thread_id: str
     tool_executions: tuple[ToolExecutionRecord, ...]
-    subagent_executions: tuple[Any, ...]
+    subagent_executions: tuple[SubagentExecutionRecord, ...]
     usage_aggregate: dict[str, int]
     total_cost_usd: float | None
     final_structured: Any
@@ -125,9 +148,14 @@ class AgentResult:
 
 
 def result_of(run: RunRecord) -> AgentResult:
-    """The AgentResult of a run that is over, with its tool executions."""
+    """The AgentResult of a run that is over, with its tool executions and its child runs."""
     fields: dict[str, Any] = orjson.loads(orjson.dumps(agent_result(run)))
     fields["state"] = RunStatus(fields["state"])
     fields["tool_executions"] = tuple(ToolExecutionRecord(**each) for each in fields["tool_executions"])
-    fields["subagent_executions"] = ()
+    fields["subagent_executions"] = tuple(_subagent_record(each) for each in fields["subagent_executions"])
     return AgentResult(**fields)
+
+
+def _subagent_record(fields: dict[str, Any]) -> SubagentExecutionRecord:
+    fields["state"] = RunStatus(fields["state"])
+    return SubagentExecutionRecord(**fields)

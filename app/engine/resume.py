@@ -22,9 +22,19 @@ def state_of(loaded: Loaded) -> RunState:
         return RunState()
     run_id = loaded.run.run_id
     try:
-        return restore(loaded.checkpoint, loaded.calls, best_text(loaded.messages, run_id))
+        asked = _last_asked(loaded.messages, run_id)
+        calls = tuple(call for call in loaded.calls if call.call.id in asked)
+        return restore(loaded.checkpoint, calls, best_text(loaded.messages, run_id))
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise DamagedCheckpoint(run_id) from error
+
+
+def _last_asked(messages: tuple[ThreadMessage, ...], run_id: str) -> set[str]:
+    """The ids of the calls that the model asked for last; a step that was asked anew leaves records of older ones."""
+    for entry in reversed(messages):
+        if entry.run_id == run_id and entry.message.tool_calls:
+            return {call.id for call in entry.message.tool_calls}
+    return set()
 
 
 def best_text(messages: tuple[ThreadMessage, ...], run_id: str) -> str:

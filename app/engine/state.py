@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
+from app.engine.interactions import InteractionKind
 from app.engine.messages import ToolCall
 from app.engine.status import RunStatus
-from app.engine.tools import ToolEffect, ToolResult
+from app.engine.tools import ToolResult
 from app.engine.usage import Usage
 
 
@@ -19,18 +22,99 @@ class Phase(StrEnum):
 
     CALL_MODEL = "call_model"
     EXECUTE_TOOLS = "execute_tools"
+    AWAIT = "await"  # of checkpoints only: the run waits, in whichever of the two above it was
     FINISH = "finish"
+
+
+class HoldKind(StrEnum):
+    """Whom a call, or a run, waits for."""
+
+    INTERACTION = "interaction"
+    TOOL_RESULT = "tool_result"
+    CHILD_RUN = "child_run"
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What keeps a call, or a model call, from going on.
+
+    Args:
+        id: of the interaction or the child run; of a tool result, the tool call's id.
+        expires_at: when a tool result that did not come has failed; other holds end elsewhere.
+        ticket_id: of a deferred tool's result.
+        question: of an interaction, what it asks.
+        tokens, cost_usd: what a child run may spend of its parent's budget; None where that is unbounded.
+    """
+
+    kind: HoldKind
+    id: str
+    expires_at: datetime | None = None
+    ticket_id: str | None = None
+    question: InteractionKind | None = None
+    tokens: int | None = None
+    cost_usd: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "id": self.id,
+            "expires_at": None if self.expires_at is None else self.expires_at.isoformat(),
+            "ticket_id": self.ticket_id,
+            "question": self.question,
+            "tokens": self.tokens,
+            "cost_usd": self.cost_usd,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Hold:
+        return cls(
+            HoldKind(data["kind"]),
+            data["id"],
+            None if data["expires_at"] is None else datetime.fromisoformat(data["expires_at"]),
+            data["ticket_id"],
+            None if data["question"] is None else InteractionKind(data["question"]),
+            data["tokens"],
+            data["cost_usd"],
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class OpenCall:
-    """A tool call of the open step. `started` is the record of intent; `result` is None until the call has ended."""
+    """A tool call of the open step.
+
+    Args:
+        started: the record of intent: the call was handed to whoever runs it.
+        result: None until the call has ended.
+        judged: policy has let the call pass, or a person has; what is not judged has not begun.
+        arguments: the JSON text that the call runs with, where hooks, a rule or a person have changed the model's.
+        hold: what an open call waits for; None while it can go on here.
+    """
 
     index: int
     call: ToolCall
     effect: ToolEffect
     started: bool = False
     result: ToolResult | None = None
+    judged: bool = False
+    arguments: str | None = None
+    hold: Hold | None = None
+
+    @property
+    def final_arguments(self) -> str:
+        return self.call.arguments if self.arguments is None else self.arguments
+
+    @property
+    def child_run_id(self) -> str | None:
+        """The child run that answers this call, while it is open."""
+        return self.hold.id if self.hold is not None and self.hold.kind is HoldKind.CHILD_RUN else None
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """Policy's word on the model call of `step`: `hold` while a person is asked, None once it may be made."""
+
+    step: int
+    hold: Hold | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +138,8 @@ class RunState:
         model, provider: who answered last.
         outcome: set in `FINISH`.
         resume_step: the step that a failed run goes on with, where it is not the open one: its tools have all ended.
+        gate: what policy said of a model call; None where it said nothing yet.
+        child_llm_calls: model calls of child runs: part of `usage`, and not counted against this run's own limit.
     """
 
     step: int = 1
@@ -68,10 +154,18 @@ class RunState:
     provider: str | None = None
     outcome: Outcome | None = None
     resume_step: int | None = None
+    gate: Gate | None = None
+    child_llm_calls: int = 0
 
     def open_calls(self) -> tuple[OpenCall, ...]:
         """The calls that have no result yet."""
         return tuple(call for call in self.calls if call.result is None)
+
+    def holds(self) -> tuple[Hold, ...]:
+        """All that the run waits for."""
+        if self.phase is Phase.CALL_MODEL:
+            return () if self.gate is None or self.gate.hold is None else (self.gate.hold,)
+        return tuple(call.hold for call in self.open_calls() if call.hold is not None)
 
     def as_checkpoint(self) -> dict[str, Any]:
         """The counters as JSON values. Calls and texts are not copied: they are in `tool_executions` and `messages`."""
@@ -83,6 +177,8 @@ class RunState:
             "model": self.model,
             "provider": self.provider,
             "pending_tool_calls": [call.call.id for call in self.open_calls()],
+            "child_llm_calls": self.child_llm_calls,
+            "gate": None if self.gate is None else _gate_as_dict(self.gate),
         }
 
 
@@ -95,14 +191,18 @@ class Checkpoint:
     state: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def checkpoint_of(state: RunState) -> Checkpoint:
-    """The place to go on from. A failed run's is the model call that would come next: it may be resumed."""
+def checkpoint_of(state: RunState, *, waits: bool = False) -> Checkpoint:
+    """The place to go on from. A failed run's is the model call that would come next: it may be resumed.
+
+    Args:
+        waits: the run stops here until somebody outside has done their part.
+    """
     if state.outcome is not None and state.outcome.status is RunStatus.FAILED:
         # What failed the run is forgiven by resuming it; what a policy let pass before still degrades it.
-        tolerated = None if state.outcome.error == state.tolerated else state.tolerated
         step = state.resume_step or state.step
-        state = replace(state, step=step, phase=Phase.CALL_MODEL, outcome=None, resume_step=None, tolerated=tolerated)
-    return Checkpoint(state.step, state.phase, state.as_checkpoint())
+        state = replace(state, step=step, phase=Phase.CALL_MODEL, outcome=None, resume_step=None)
+    kept = state.as_checkpoint()
+    return Checkpoint(state.step, Phase.AWAIT if waits else state.phase, kept)
 
 
 def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str) -> RunState:
@@ -115,12 +215,14 @@ def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str)
         best_text: the last assistant text of the run, or "".
     """
     kept = checkpoint.state
-    open_calls = calls if checkpoint.phase is Phase.EXECUTE_TOOLS else ()
-    tolerated = kept["tolerated"]
-    open_calls = calls if checkpoint.phase is Phase.EXECUTE_TOOLS else ()
+    phase = checkpoint.phase
+    if phase is Phase.AWAIT:
+        phase = Phase.EXECUTE_TOOLS if kept["pending_tool_calls"] else Phase.CALL_MODEL
+    tolerated, gate = kept["tolerated"], kept.get("gate")
+    open_calls = calls if phase is Phase.EXECUTE_TOOLS else ()
     return RunState(
         step=checkpoint.step,
-        phase=checkpoint.phase,
+        phase=phase,
         calls=open_calls,
         usage=Usage.from_dict(kept["usage"]),
         cost_usd=None if kept["cost_usd"] is None else Decimal(kept["cost_usd"]),
@@ -129,7 +231,13 @@ def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str)
         tolerated=None if tolerated is None else RunError.from_dict(tolerated),
         model=kept["model"],
         provider=kept["provider"],
+        gate=None if gate is None else Gate(gate["step"], gate["hold"] and Hold.from_dict(gate["hold"])),
+        child_llm_calls=kept.get("child_llm_calls", 0),
     )
+
+
+def _gate_as_dict(gate: Gate) -> dict[str, Any]:
+    return {"step": gate.step, "hold": None if gate.hold is None else gate.hold.as_dict()}
 
 
 def _started(calls: tuple[OpenCall, ...]) -> int:

@@ -16,6 +16,10 @@ class StoreError(Exception):
     ├── LimitReached         a resume that would breach a limit at once
     ├── ThreadBusy           the thread has a holder
     ├── AgentChanged         the agent has a newer version than the caller resolved
+    ├── InteractionNotFound
+    ├── InteractionDecided   the question has another answer, or none can be given any more
+    ├── ToolCallNotFound
+    ├── ResultConflict       the tool call has another result, or its run is over
     └── IdempotencyMismatch  the key was used with another request
     """
 
@@ -65,6 +69,24 @@ class AgentChanged(StoreError):
 
 class IdempotencyMismatch(StoreError):
     """The idempotency key was used with another request."""
+
+
+class InteractionNotFound(StoreError):
+    def __init__(self, run_id: str, interaction_id: str) -> None:
+        super().__init__(f"run {run_id} has no interaction {interaction_id}")
+
+
+class InteractionDecided(StoreError):
+    """The question has another answer, or the run needs none any more."""
+
+
+class ToolCallNotFound(StoreError):
+    def __init__(self, run_id: str, tool_call_id: str) -> None:
+        super().__init__(f"run {run_id} has no tool call {tool_call_id!r}")
+
+
+class ResultConflict(StoreError):
+    """The tool call has another result, or its run is over."""
 
 
 def reason_of(error: StoreError) -> str:

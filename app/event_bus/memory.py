@@ -85,6 +85,7 @@ class MemoryBus:
     def __init__(self) -> None:
         self._readers: dict[str, set[Subscription]] = {}
         self._on_control: list[Callable[[str, int], None]] = []
+        self._on_wake: list[Callable[[str], None]] = []
         self._on_queued: list[Callable[[], None]] = []
         self._on_watched: list[Callable[[str], None]] = []
         self.closing = False
@@ -106,6 +107,10 @@ class MemoryBus:
     def control(self, run_id: str, epoch: int) -> None:
         """A caller moved the run on to `epoch` in the store: its owner, wherever it is, should stop at once."""
         self.controlled(run_id, epoch)
+
+    def wake(self, run_id: str) -> None:
+        """Something was stored for a running run: its owner, wherever it is, should look."""
+        self.woken(run_id)
 
     def queued(self) -> None:
         """There is a run to claim."""
@@ -140,6 +145,9 @@ class MemoryBus:
     def on_control(self, callback: Callable[[str, int], None]) -> None:
         self._on_control.append(callback)
 
+    def on_wake(self, callback: Callable[[str], None]) -> None:
+        self._on_wake.append(callback)
+
     def on_queued(self, callback: Callable[[], None]) -> None:
         self._on_queued.append(callback)
 
@@ -149,6 +157,10 @@ class MemoryBus:
     def controlled(self, run_id: str, epoch: int) -> None:
         for callback in self._on_control:
             callback(run_id, epoch)
+
+    def woken(self, run_id: str) -> None:
+        for callback in self._on_wake:
+            callback(run_id)
 
     def work_queued(self) -> None:
         for callback in self._on_queued:

@@ -25,7 +25,7 @@ WATCH_EVERY_S = 5.0
 WATCH_TTL_S = 15.0
 RECONNECT_S = (0.1, 5.0)
 
-EVENTS, CONTROL, QUEUED, WATCHING = "e", "c", "q", "w"
+EVENTS, CONTROL, WAKE, QUEUED, WATCHING = "e", "c", "k", "q", "w"
 
 log = get_logger(__name__)
 
@@ -50,6 +50,12 @@ class PostgresBus(MemoryBus):
         self._task: asyncio.Task[None] | None = None
         self.alone = False
 
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """What listens and tells, from `start` to `stop`."""
+        assert self._task is not None
+        return self._task
+
     async def start(self) -> None:
         self._task = asyncio.create_task(self._serve(), name="event-bus")
 
@@ -66,6 +72,10 @@ class PostgresBus(MemoryBus):
     def control(self, run_id: str, epoch: int) -> None:
         super().control(run_id, epoch)
         self._send(CONTROL, f"{run_id}/{epoch}")
+
+    def wake(self, run_id: str) -> None:
+        super().wake(run_id)
+        self._send(WAKE, run_id)
 
     def queued(self) -> None:
         super().queued()
@@ -144,6 +154,8 @@ class PostgresBus(MemoryBus):
                     run_id, _, epoch = run_id.partition("/")
                     self.controlled(run_id, int(epoch))
                     self.poke(run_id)
+                case "k":
+                    self.woken(run_id)
                 case "q":
                     self.work_queued()
                 case "w":

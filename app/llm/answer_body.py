@@ -6,9 +6,9 @@ import asyncio
 
 import aiohttp
 
+from app.llm.completion import MAX_ANSWER_BYTES
 from app.llm.sse import SseOverflow, SseParser
 
-_MAX_BODY_BYTES = 16 * 1024 * 1024
 _DONE = b"[DONE]"
 
 
@@ -74,14 +74,14 @@ class AnswerBody:
     def _new_parser(self, first: bytes) -> SseParser:
         is_stream = self._response.content_type == "text/event-stream"
         if is_stream or first.lstrip().startswith((b"data:", b":", b"event:", b"id:", b"retry:")):
-            return SseParser(_MAX_BODY_BYTES)
+            return SseParser(MAX_ANSWER_BYTES)
         raise BodyError("an answer that is neither an event stream nor JSON", first)
 
     async def _rest(self, first: bytes) -> bytes:
         pieces, size = [first], len(first)
         while piece := await self._response.content.readany():
             size += len(piece)
-            if size > _MAX_BODY_BYTES:
+            if size > MAX_ANSWER_BYTES:
                 raise BodyError("an answer too long to hold")
             pieces.append(piece)
         return b"".join(pieces)

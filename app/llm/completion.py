@@ -12,12 +12,20 @@ from app.engine.model import (
     ModelResponse,
     ReasoningDelta,
     TextDelta,
+    ToolCallDelta,
 )
 from app.engine.usage import Usage
 from app.llm.json_values import as_array, as_count, as_object, as_text, text_of
 from app.llm.provider_errors import error_in_stream
 from app.llm.token_estimate import estimate_usage
 from app.llm.tool_call_pieces import ToolCallPieces
+
+# A provider that never stops would fill the memory that all runs of this process share. No model's longest answer comes
+# near it; it is also the longest answer that is read where a server does not stream.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+# What a piece counts for at least: kept apart, it takes more memory than its text.
+_LEAST_PIECE_BYTES = 16
+_MAX_CALLS = 1024
 
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
@@ -55,6 +63,7 @@ class Completion:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls = ToolCallPieces()
+        self._bytes = 0
         self._finish_reason = ""
         self._usage: dict[str, Any] = {}
 
@@ -67,7 +76,7 @@ class Completion:
         """Take one chunk, parsed.
 
         Raises:
-            ModelError: the chunk is an error object, or no chunk at all.
+            ModelError: the chunk is an error object, or no chunk at all; or the answer is too long to be held.
         """
         data = as_object(chunk)
         if not data and chunk != {}:
@@ -123,24 +132,41 @@ class Completion:
     def _take_delta(self, delta: dict[str, Any], events: list[ModelEvent]) -> None:
         content = delta.get("content")
         if content:
-            text = content if isinstance(content, str) else text_of(content)
+            text = text_of(content)
             if text:
+                self._hold(text)
                 self._text.append(text)
                 events.append(TextDelta(text))
         if len(delta) == 1 and "content" in delta:
             return  # what nearly every chunk of a text is
         reasoning = as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning"))
         if reasoning:
+            self._hold(reasoning)
             self._reasoning.append(reasoning)
             events.append(ReasoningDelta(reasoning))
         refusal = as_text(delta.get("refusal"))
         if refusal:
+            self._hold(refusal)
             self._text.append(refusal)
             events.append(TextDelta(refusal))
         for piece in as_array(delta.get("tool_calls")):
-            events.append(self._calls.add(as_object(piece)))
+            events.append(self._take_call(as_object(piece)))
         if delta.get("function_call"):  # the form before tool_calls, still spoken by some servers
-            events.append(self._calls.add({"index": 0, "function": delta["function_call"]}))
+            events.append(self._take_call({"index": 0, "function": delta["function_call"]}))
+
+    def _take_call(self, piece: dict[str, Any]) -> ToolCallDelta:
+        delta = self._calls.add(piece)
+        self._hold(delta.tool_call_id + delta.name + delta.delta)
+        if len(self._calls) > _MAX_CALLS:
+            raise self._invalid(f"more than {_MAX_CALLS} tool calls in one answer")
+        return delta
+
+    def _hold(self, said: str) -> None:
+        """Count what is about to be kept."""
+        size = len(said) if said.isascii() else len(said.encode())
+        self._bytes += max(size, _LEAST_PIECE_BYTES)
+        if self._bytes > MAX_ANSWER_BYTES:
+            raise self._invalid(f"the answer is longer than {MAX_ANSWER_BYTES // 1024**2} MiB")
 
     def _take_envelope(self, data: dict[str, Any]) -> None:
         # Usage at the end, an error, or a heartbeat of some gateway, which means nothing.

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, cast
+
+# More of anything than one call can have. Beyond it a count is nonsense; sums of counts below it stay within the 64
+# bits of a column.
+_MOST = 2**40
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 def as_object(value: object) -> dict[str, Any]:
@@ -16,28 +22,38 @@ def as_array(value: object) -> list[Any]:
 
 
 def as_text(value: object) -> str:
-    """The value if it is a string, else an empty one."""
-    return value if isinstance(value, str) else ""
+    """The value if it is a string, else an empty one.
+
+    Halves of surrogate pairs, which JSON can say and UTF-8 cannot, are replaced.
+    """
+    if not isinstance(value, str):
+        return ""
+    return value if value.isascii() else _HALVES.sub("\ufffd", value)
+
+
+def as_name(value: object) -> str:
+    """The same for what is stored as text by itself: without NUL, which no Postgres text holds."""
+    return as_text(value).replace("\0", "\ufffd")
 
 
 def as_count(value: object) -> int:
-    """The value if it is a number of things, else 0; a negative count is 0 too."""
-    return max(0, int(value)) if isinstance(value, (int, float)) and value == value else 0
+    """The value if it is a number of things, else 0: a negative count is 0 too, and one that cannot be."""
+    return int(value) if isinstance(value, (int, float)) and 0 <= value <= _MOST else 0
 
 
 def text_of(value: object) -> str:
     """Text as providers send it: a string, or a list of parts that hold strings; thinking is left out."""
     if isinstance(value, str):
-        return value
+        return as_text(value)
     pieces: list[str] = []
     for item in as_array(value):
         part = as_object(item)
         if part.get("type") != "thinking":
-            pieces.append(item if isinstance(item, str) else as_text(part.get("text")))
+            pieces.append(as_text(item) or as_text(part.get("text")))
     return "".join(pieces)
 
 
 def one_line(text: str, limit: int = 400) -> str:
     """The text on one line, cut with an ellipsis beyond `limit` characters."""
-    line = " ".join(text[: limit * 4].split())
+    line = " ".join(as_text(text[: limit * 4]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -9,6 +9,10 @@ from contextlib import aclosing
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.model import ModelClient, ModelEvent, ModelRequest
 
+# How long an answer that is always ready may keep the event loop to itself: until the loop has a turn, no timer rings,
+# no other run goes on, and the replica's lease runs out.
+TURN_EVERY_S = 0.01
+
 
 class TimeoutClient:
     """A `ModelClient` that gives up on another one by `request.policies` and closes its connection."""
@@ -52,7 +56,7 @@ class _Watchdog:
     timer, when it rings, looks whether the deadline of the moment has passed and is set again if not.
     """
 
-    __slots__ = ("_deadline", "_expired", "_limit_s", "_loop", "_task", "_timer")
+    __slots__ = ("_deadline", "_expired", "_limit_s", "_loop", "_task", "_timer", "_turn_at")
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -60,13 +64,19 @@ class _Watchdog:
         self._task: asyncio.Task[object] | None = None
         self._deadline: float | None = None  # None while nothing is waited for
         self._limit_s = 0.0
+        self._turn_at = self._loop.time() + TURN_EVERY_S
         self._expired = False
 
     async def next_event(self, events: AsyncIterator[ModelEvent], limit_s: float) -> ModelEvent | None:
         """The next event, or None after the last. Raises _Expired after `limit_s` seconds without one."""
         task = self._task = asyncio.current_task()
         cancels_before = task.cancelling() if task is not None else 0
-        self._deadline = self._loop.time() + limit_s
+        now = self._loop.time()
+        if now >= self._turn_at:
+            await asyncio.sleep(0)
+            now = self._loop.time()
+            self._turn_at = now + TURN_EVERY_S
+        self._deadline = now + limit_s
         if limit_s != self._limit_s:
             self._limit_s = limit_s
             self._set_timer(self._deadline)

@@ -15,7 +15,7 @@ import orjson
 
 from app.engine.messages import ToolCall
 from app.engine.model import ToolCallDelta
-from app.llm.json_values import as_object, as_text
+from app.llm.json_values import as_name, as_object, as_text
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class ToolCallPieces:
     def add(self, piece: dict[str, Any]) -> ToolCallDelta:
         """Take one element of a delta's `tool_calls`; the name comes back with a call's first piece only."""
         function = as_object(piece.get("function"))
-        name, call_id = as_text(function.get("name")), as_text(piece.get("id"))
+        name, call_id = as_name(function.get("name")), as_name(piece.get("id"))
         index = piece.get("index")
         slot = self._slot_of(index if isinstance(index, int) else None, call_id, name)
         first_name = ""
@@ -93,5 +93,5 @@ class ToolCallPieces:
 
 def _text_of_arguments(value: object) -> str:
     if value is None or isinstance(value, str):
-        return value or ""
+        return as_text(value)
     return orjson.dumps(value).decode()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import yaml
 from pydantic import ValidationError
 
 from app.engine.agent import AgentDefinition
+from app.services.complaints import complaints_of
 from app.services.errors import ServiceError
 
 _SUFFIXES = frozenset({".yaml", ".yml"})
@@ -53,6 +56,10 @@ def read_agent_file(path: Path) -> AgentDefinition:
     try:
         return AgentDefinition.model_validate(content)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in problem["loc"]) or "the definition"
-        raise AgentFileError(path, f"{field}: {problem['msg']}") from error
+        location, problem = complaints_of(error, cast("object", content))[0]
+        raise AgentFileError(path, f"{field_of(location)}: {problem}") from error
+
+
+def field_of(location: Sequence[str | int]) -> str:
+    """A place in a definition as text, such as `limits.max_steps`."""
+    return ".".join(map(str, location)) or "the definition"

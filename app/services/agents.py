@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,20 +15,22 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
+from app.db.conflicts import again_if_undone
 from app.db.database import Database
 from app.db.queries import agents
 from app.db.queries.agents import VersionRow
 from app.engine.agent import AgentDefinition, AgentOverrides, AgentSettings, AgentVersion
 from app.engine.tools import ToolPort
-from app.services.agent_files import AgentFileError, read_agent_files
-from app.services.errors import Conflict, Invalid, UnknownAgent, UnknownTool
+from app.services.agent_checks import AgentChecks, Grants, Loc, check_team
+from app.services.agent_files import AgentFileError, field_of, read_agent_files
+from app.services.errors import Conflict, Invalid, UnknownAgent
 from app.services.pages import Page, int_cursor, page_of
 from app.telemetry.logs import get_logger
+from app.tools.http_tools import DefinitionSource
 
-_API = "api"
-_FILE = "file"
 _CACHED = 1024
 _MAX_VERSION = 2**31 - 1
+_NOTHING = Grants()
 
 _log = get_logger(__name__)
 _Key = TypeVar("_Key", bound=Hashable)
@@ -47,10 +50,15 @@ class AgentRecord:
 
 @dataclass(frozen=True, slots=True)
 class PutAgent:
-    """`created`: there was no agent of that name."""
+    """
+    Args:
+        created: there was no agent of that name.
+        changed: this made a version.
+    """
 
     record: AgentRecord
     created: bool
+    changed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +103,21 @@ class AgentService:
     Args:
         tools: asked which tools there are.
         check_model: what is wrong with a model's name, for people; None if nothing is.
+        grants: what else the operator lets agents use.
 
     Raises (all methods that wait): `StoreUnavailable` when the database cannot be reached.
     """
 
-    def __init__(self, database: Database, tools: ToolPort, check_model: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        tools: ToolPort,
+        check_model: Callable[[str], str | None],
+        *,
+        grants: Grants = _NOTHING,
+    ) -> None:
         self._database = database
-        self._tools = tools
-        self._check_model = check_model
+        self._checks = AgentChecks(tools, check_model, grants)
         self._current: _Recent[tuple[str, str], AgentVersion] = _Recent(_CACHED)
         self._inline: _Recent[tuple[str, str], AgentVersion] = _Recent(_CACHED)
         self._pinned: _Recent[str, AgentVersion] = _Recent(_CACHED)
@@ -116,7 +131,7 @@ class AgentService:
 
         Raises:
             UnknownAgent: there is no such agent, or it has no such version.
-            Invalid, UnknownTool: an inline definition names what is not there.
+            Invalid, UnknownTool: an inline definition names what is not there or not allowed.
         """
         if isinstance(ref, AgentDefinition):
             return ResolvedRef(await self._inline_version(ref, tenant_id), None)
@@ -153,17 +168,24 @@ class AgentService:
             self._pinned.put(version_id, known)
         return known
 
+    @again_if_undone
     async def put(self, name: str, settings: AgentSettings, *, tenant_id: str = "") -> PutAgent:
         """Save an agent: a new version, unless the content is that of the current one.
 
         Raises:
-            Invalid, UnknownTool: the definition names what is not there.
+            Invalid, UnknownTool: the definition names what is not there or not allowed, or the agent would delegate to
+                itself.
             Conflict: the agent comes from a file.
         """
         definition = AgentDefinition.model_validate({**settings.model_dump(), "name": name})
-        self.check(definition)
+        loc = ("body",)
+        self._checks.definition(definition, DefinitionSource.API, loc)
         async with self._database.session() as session:
-            saved = await self._save(session, tenant_id, definition, _API)
+            if definition.subagents:
+                await agents.lock_teams(session)
+            saved = await self._save(session, tenant_id, definition, DefinitionSource.API)
+            if saved.changed or saved.created:
+                await _check_team(session, tenant_id, definition, loc)
         self.forget(name, tenant_id)
         return saved
 
@@ -200,21 +222,24 @@ class AgentService:
             found = await agents.versions_page(session, tenant_id, name, before, limit + 1)
         return page_of([_record(row) for row in found], limit, lambda record: str(record.version))
 
+    @again_if_undone
     async def delete(self, name: str, *, tenant_id: str = "") -> None:
-        """Delete an agent; its runs keep the version that they started with.
+        """Delete an agent; its runs keep the version that they started with, and agents whose subagent it is can no
+        longer delegate to it.
 
         Raises:
             UnknownAgent: there is no such agent.
             Conflict: the agent comes from a file.
         """
         async with self._database.session() as session:
-            agent = await agents.lock(session, tenant_id, name, _API)
+            agent = await agents.lock(session, tenant_id, name, DefinitionSource.API)
             if agent.deleted:
                 raise UnknownAgent(f"there is no agent {name!r}")
             _refuse_file(name, agent.source)
             agent.deleted = True
         self.forget(name, tenant_id)
 
+    @again_if_undone
     async def sync_files(self, directory: Path, *, tenant_id: str = "") -> None:
         """Make the stored agents of source `file` those of a folder; a file wins over an agent saved by REST.
 
@@ -223,53 +248,52 @@ class AgentService:
         """
         if not await asyncio.to_thread(directory.is_dir):
             return  # no folder says nothing about the agents that came from one
-        definitions = await asyncio.to_thread(read_agent_files, directory)
-        for path, definition in definitions.items():
-            try:
-                self.check(definition, loc=())
-            except Invalid as error:
-                raise AgentFileError(path, f"{'.'.join(map(str, error.loc))}: {error}") from error
+        files = await asyncio.to_thread(read_agent_files, directory)
+        for path, definition in files.items():
+            with _named(path):
+                self._checks.definition(definition, DefinitionSource.FILE, ())
         async with self._database.session() as session:
+            if any(definition.subagents for definition in files.values()):
+                await agents.lock_teams(session)
+            changed: dict[Path, AgentDefinition] = {}
             # In the order of the names, so that replicas that start together lock in the same order.
-            for definition in sorted(definitions.values(), key=lambda definition: definition.name):
-                await self._save(session, tenant_id, definition, _FILE)
-            names = {definition.name for definition in definitions.values()}
+            for path, definition in sorted(files.items(), key=lambda file: file[1].name):
+                saved = await self._save(session, tenant_id, definition, DefinitionSource.FILE)
+                if saved.changed:
+                    changed[path] = definition
+            names = {definition.name for definition in files.values()}
             gone = await agents.delete_missing_files(session, tenant_id, names)
+            # Only now, as files may name each other; and only what is new, as a subagent that was deleted since is no
+            # reason not to start.
+            for path, definition in changed.items():
+                with _named(path):
+                    await _check_team(session, tenant_id, definition, ())
         for name in {*names, *gone}:
             self.forget(name, tenant_id)
         for name in gone:
             _log.info("agent_deleted", agent=name, reason="its file is gone")
 
-    def check(self, definition: AgentDefinition, loc: Sequence[str | int] = ("body",)) -> None:
-        """Refuse a definition that names a model or a tool that is not there.
+    def check_overrides(self, overrides: AgentOverrides, loc: Loc = ("body",)) -> None:
+        """Refuse overrides that name a model or a tool that is not there.
 
         Args:
-            loc: where in the request the definition is.
+            loc: where in the request the overrides are.
 
         Raises:
             Invalid: of a model's prefix; UnknownTool: of a tool. `loc` names the field.
         """
-        self._check(definition.model, definition.tools, loc)
+        self._checks.overrides(overrides, loc)
 
-    def check_overrides(self, overrides: AgentOverrides, loc: Sequence[str | int] = ("body",)) -> None:
-        """The same for what a request changes of its agent."""
-        self._check(overrides.model, overrides.tools or (), loc)
-
-    def _check(self, model: str | None, tools: Sequence[str], loc: Sequence[str | int]) -> None:
-        problem = None if model is None else self._check_model(model)
-        if problem is not None:
-            raise Invalid(problem, (*loc, "model"))
-        for index, name in enumerate(tools):
-            if self._tools.spec(name) is None:
-                raise UnknownTool(f"there is no tool {name!r}", (*loc, "tools", index))
-
-    async def _save(self, session: AsyncSession, tenant_id: str, definition: AgentDefinition, source: str) -> PutAgent:
+    async def _save(
+        self, session: AsyncSession, tenant_id: str, definition: AgentDefinition, source: DefinitionSource
+    ) -> PutAgent:
         agent = await agents.lock(session, tenant_id, definition.name, source)
-        if source == _API and not agent.deleted:
+        if source is DefinitionSource.API and not agent.deleted:
             _refuse_file(definition.name, agent.source)
         row = await agents.by_id(session, agent.version_id)
         content_hash = definition.content_hash()
-        if row is None or row.content_hash != content_hash or row.source != source:
+        changed = row is None or row.content_hash != content_hash or row.source != source
+        if row is None or changed:
             version = agent.version + 1
             row = await agents.add_version(
                 session, uuid7(), tenant_id, definition, content_hash, version=version, source=source
@@ -277,14 +301,17 @@ class AgentService:
             agent.version, agent.version_id = version, row.version_id
         created = agent.deleted
         agent.source, agent.deleted = source, False
-        return PutAgent(_record(row), created)
+        return PutAgent(_record(row), created, changed)
 
+    @again_if_undone
     async def _inline_version(self, definition: AgentDefinition, tenant_id: str) -> AgentVersion:
         key = (tenant_id, definition.content_hash())
         known = self._inline.get(key)
         if known is None:
-            self.check(definition, ("body", "agent"))
+            loc = ("body", "agent")
+            self._checks.definition(definition, DefinitionSource.API, loc)
             async with self._database.session() as session:
+                await _check_team(session, tenant_id, definition, loc)
                 version_id = await agents.keep_inline(session, uuid7(), tenant_id, definition, key[1])
             known = AgentVersion(str(version_id), definition)
             self._inline.put(key, known)
@@ -301,8 +328,23 @@ class AgentService:
         return _pinned(row)
 
 
+async def _check_team(session: AsyncSession, tenant_id: str, definition: AgentDefinition, loc: Loc) -> None:
+    """Raises: Invalid."""
+    if definition.subagents:
+        check_team(definition, await agents.teams(session, tenant_id, definition.subagents), loc)
+
+
+@contextmanager
+def _named(path: Path) -> Generator[None]:
+    """What is refused of a file's definition is refused of the file."""
+    try:
+        yield
+    except Invalid as error:
+        raise AgentFileError(path, f"{field_of(error.loc)}: {error}") from error
+
+
 def _refuse_file(name: str, source: str) -> None:
-    if source == _FILE:
+    if source == DefinitionSource.FILE:
         raise Conflict(f"the agent {name!r} comes from a file of AGENTS_DIR; change the file")
 
 

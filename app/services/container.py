@@ -6,21 +6,25 @@ from dataclasses import dataclass
 
 from app.services.agents import AgentService
 from app.services.event_stream import EventStreams
+from app.services.family_stream import FamilyStreams
 from app.services.health import Health
+from app.services.interactions import InteractionService
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
 from app.services.threads import ThreadService
+from app.services.tool_catalogue import ToolCatalogue
 from app.telemetry.metrics import Metrics
-from app.tools.registry import ToolRegistry
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     runs: RunService
     run_queries: RunQueries
+    interactions: InteractionService
     streams: EventStreams
+    family_streams: FamilyStreams
     threads: ThreadService
     agents: AgentService
-    tools: ToolRegistry
+    tools: ToolCatalogue
     health: Health
     metrics: Metrics

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
@@ -85,14 +85,12 @@ class EventStreams:
             EventsTrimmed: the cursor is behind what retention kept.
         """
         run = await self._head(run_id)
-        if after > run.last_seq:
-            message = f"the run has {run.last_seq} events so far; the cursor {after} is ahead of it"
-            raise Invalid(message, ("header", "Last-Event-ID") if reconnect else ("query", "after"))
+        refuse_ahead(run, after, ("header", "Last-Event-ID") if reconnect else ("query", "after"))
         if after + 1 < run.first_seq:
             raise EventsTrimmed(run.first_seq)
         if reconnect and run.status.terminal and after == run.last_seq:
             return None
-        return self._follow_run(run_id, after, _filter(types, deltas))
+        return self._follow_run(run.run_id, after, filter_of(types, deltas))
 
     async def open_thread(
         self,
@@ -114,11 +112,12 @@ class EventStreams:
             thread_key = await reading.thread_key(connection, tenant_id, thread_id)
         if thread_key is None:
             raise NotFound(f"there is no thread {thread_id!r}")
-        return self._follow_thread(thread_key, place, _filter(types, deltas))
+        return self._follow_thread(thread_key, place, filter_of(types, deltas))
 
     async def list_run(self, run_id: str, after: int, limit: int) -> EventPage:
         """A page of a run's events; raises as `open_run` does."""
         run = await self._head(run_id)
+        refuse_ahead(run, after, ("query", "after"))
         if after + 1 < run.first_seq and after > 0:
             raise EventsTrimmed(run.first_seq)
         items = await self._rows(run_id, after, limit)
@@ -208,7 +207,8 @@ async def follow_run(
                 events = await rows(cursor)
                 look_at_rows = len(events) == ROWS_AT_ONCE
             else:
-                events, look_at_rows = await _handed_over(reader, cursor)
+                handed, look_at_rows = await handed_over(reader, {run_id: cursor})
+                events = [event for _, event in handed]
             closing = False
             for event in events:
                 cursor = event.seq
@@ -220,23 +220,32 @@ async def follow_run(
                 return
 
 
-async def _handed_over(reader: Subscription, cursor: int) -> tuple[list[StoredEvent], bool]:
-    """Events that follow on from the cursor, and whether the rows have to be asked for more."""
+async def handed_over(reader: Subscription, cursors: Mapping[str, int]) -> tuple[list[tuple[str, StoredEvent]], bool]:
+    """Events that follow on from the cursors of their runs, and whether the rows have to be asked for more."""
     woken = await reader.wait(LOOK_EVERY_S)
-    follow: list[StoredEvent] = []
-    for _, event in reader.take():
+    at = dict(cursors)
+    follow: list[tuple[str, StoredEvent]] = []
+    for run_id, event in reader.take():
+        cursor = at.get(run_id, event.seq)
         if event.seq == cursor + 1:
-            follow.append(event)
-            cursor = event.seq
+            follow.append((run_id, event))
+            at[run_id] = event.seq
         elif event.seq > cursor:  # something in between came another way
             return follow, True
     return follow, reader.stale() or not woken
 
 
-def _filter(types: frozenset[str] | None, deltas: bool) -> Callable[[StoredEvent], bool]:
+def filter_of(types: frozenset[str] | None, deltas: bool) -> Callable[[StoredEvent], bool]:
+    """Which events a reader wants: of these types only, or of all, with deltas or without."""
     if types is None and deltas:
         return lambda _: True
     return lambda event: (types is None or event.type in types) and (deltas or event.type not in DELTA_TYPES)
+
+
+def refuse_ahead(run: reading.RunHead, after: int, loc: tuple[str, str]) -> None:
+    """Raises Invalid for a cursor that no reader of the run can have."""
+    if after > run.last_seq:
+        raise Invalid(f"the run has {run.last_seq} events so far; the cursor {after} is ahead of it", loc)
 
 
 def _forget_ended(place: _ThreadCursor, heads: list[reading.RunHead]) -> None:

@@ -17,16 +17,27 @@ class Health:
     """
     Args:
         accepting: whether the replica takes work: it holds its lease and does not drain.
+        broken: what has ended that the replica cannot do its work without; None if nothing has.
         about: what `/info` says.
     """
 
-    def __init__(self, database: Database, accepting: Callable[[], bool], about: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        accepting: Callable[[], bool],
+        broken: Callable[[], str | None],
+        about: dict[str, Any],
+    ) -> None:
         self._database = database
         self._accepting = accepting
+        self._broken = broken
         self._about = about
 
     async def unready_reason(self) -> str | None:
         """Why requests should go elsewhere; None if they are welcome here. Answers within five seconds."""
+        broken = self._broken()
+        if broken is not None:
+            return broken  # first, as nothing of what follows mends it
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S), self._database.connection() as connection:
                 problem = missing(await current(connection))

@@ -12,14 +12,18 @@ from typing import Any
 from uuid_utils.compat import uuid7
 
 from app.db.claims import count_queued
+from app.db.conflicts import again_if_undone
 from app.db.database import Database
+from app.db.deletion import delete_run
+from app.db.rows import run_uuid
 from app.db.run_store import PostgresRunStore
-from app.db.steering import delete_run
 from app.engine.agent import AgentDefinition, AgentOverrides, AgentVersion, resolve
 from app.engine.events import EventType
 from app.engine.first_write import first_write
 from app.engine.limits import SERVICE_LIMITS, RunLimits
 from app.engine.messages import Message
+from app.engine.moves import waits_outside
+from app.engine.policy import PolicyEngine
 from app.engine.ports import Executor
 from app.engine.records import (
     Created,
@@ -48,6 +52,7 @@ _CLOSING = frozenset(
         EventType.RUN_CANCELLED,
         EventType.RUN_INTERRUPTED,
         EventType.RUN_PAUSED,
+        EventType.RUN_WAITING,
     }
 )
 
@@ -88,6 +93,7 @@ class RunService(RunControl):
     Args:
         backlog: whether queued runs are known to wait; a new one then joins them instead of passing them.
         max_queued: how many runs may be queued over all replicas.
+        policy: the operator's rules, which may have a say in a run's first step.
 
     Raises (all methods that wait): `StoreUnavailable` when the database cannot be reached.
     """
@@ -98,6 +104,7 @@ class RunService(RunControl):
         store: PostgresRunStore,
         agents: AgentService,
         tools: ToolPort,
+        policy: PolicyEngine,
         executor: Executor,
         bus: MemoryBus,
         *,
@@ -110,6 +117,7 @@ class RunService(RunControl):
         self._store = store
         self._agents = agents
         self._tools = tools
+        self._policy = policy
         self._executor = executor
         self._bus = bus
         self._backlog = backlog
@@ -140,8 +148,10 @@ class RunService(RunControl):
         if not claims or command.thread_id is not None:
             await self._check_queue(1)
         run_id = str(uuid7())
+        refs: list[ResolvedRef] = []
         for _ in range(AGENT_TRIES):
             ref = await self._agents.resolve(command.agent, command.tenant_id)
+            refs = [ref]
             new = self._new_run(run_id, command, ref, idempotency, opens=claims and command.thread_id is None)
             try:
                 created = await self._store.create(new, owner=self._executor.owner if claims else None)
@@ -149,7 +159,7 @@ class RunService(RunControl):
             except AgentChanged:
                 self._agents.forget(ref.version.definition.name, command.tenant_id)
         else:
-            raise AgentChanged("the agent keeps changing; try again")
+            raise _changing(refs)
         self._created(created, ref.version)
         return created
 
@@ -158,6 +168,7 @@ class RunService(RunControl):
     ) -> CreatedMany:
         """Create all of these runs or none of them; raises as `create` does."""
         await self._check_queue(len(commands))
+        refs: list[ResolvedRef] = []
         for _ in range(AGENT_TRIES):
             refs = [await self._resolved(index, command) for index, command in enumerate(commands)]
             news = [
@@ -168,10 +179,10 @@ class RunService(RunControl):
                 created, replayed = await self._store.create_many(news, idempotency)
                 break
             except AgentChanged:
-                for ref in refs:
-                    self._agents.forget(ref.version.definition.name)
+                for ref, command in zip(refs, commands, strict=True):
+                    self._agents.forget(ref.version.definition.name, command.tenant_id)
         else:
-            raise AgentChanged("the agents keep changing; try again")
+            raise _changing(refs)
         for one in created:
             for stopped in one.stopped:
                 self._stopped(stopped)
@@ -186,6 +197,8 @@ class RunService(RunControl):
     async def wait(self, run_id: str, timeout_s: float, *, just_started: bool = False) -> RunRecord:
         """The run once it is terminal, paused, or waits for someone outside; as it stands at the timeout.
 
+        Waiting for child runs alone is not waiting for someone outside.
+
         Args:
             just_started: the run was claimed here as it was created, and nothing was awaited since: it cannot have
                 ended yet, and its end cannot be missed.
@@ -195,11 +208,12 @@ class RunService(RunControl):
             StoreUnavailable: this replica stops while the caller waits; the run goes on elsewhere.
         """
         deadline = time.monotonic() + timeout_s
+        run_id = str(run_uuid(run_id))  # as events name it
         with self._bus.subscribe(run_id) as reader, self._counted(reader):
             while True:
                 if not just_started:
                     run = await self._store.get(run_id)
-                    if run.status.terminal or run.status in (RunStatus.PAUSED, RunStatus.WAITING):
+                    if _is_at_rest(run):
                         return run
                     reader.cursors[run_id] = run.last_event_seq
                 just_started = False
@@ -208,8 +222,10 @@ class RunService(RunControl):
                 if not await _closing_event(reader, run_id, deadline):
                     return await self._store.get(run_id)
 
+    @again_if_undone
     async def delete(self, run_id: str) -> None:
-        """Remove a terminal run with its events, checkpoints and tool executions; its messages stay in the thread.
+        """Remove a terminal run with its events, checkpoints, tool executions and questions, and its child runs with
+        theirs; its messages stay in the thread.
 
         Raises:
             RunNotFound, RunConflict.
@@ -248,7 +264,7 @@ class RunService(RunControl):
         opening = None
         if opens:
             agent = resolve(ref.version, command.overrides, self._defaults)
-            opening = first_write(agent, command.context, command.input, self._tools)
+            opening = first_write(agent, command.context, command.input, self._tools, self._policy)
         return NewRun(
             run_id=run_id,
             thread_id=command.thread_id or str(uuid7()),
@@ -291,6 +307,20 @@ class RunService(RunControl):
                 f"{self._queued} runs are queued and {self._max_queued} may be (MAX_QUEUED_RUNS); try again later",
                 retry_after_s=1,
             )
+
+
+def _is_at_rest(run: RunRecord) -> bool:
+    """Whether a run does nothing more until somebody outside acts."""
+    if run.status is RunStatus.WAITING:
+        return waits_outside(run.waiting_for)
+    return run.status.terminal or run.status is RunStatus.PAUSED
+
+
+def _changing(refs: Sequence[ResolvedRef]) -> AgentChanged:
+    """That one of these agents had another version each time."""
+    names = sorted({ref.check_name for ref in refs if ref.check_name is not None})
+    which = f"the agent {names[0]!r}" if len(names) == 1 else f"one of the agents {', '.join(map(repr, names))}"
+    return AgentChanged(f"{which} is being changed again and again; try again")
 
 
 async def _closing_event(reader: Subscription, run_id: str, deadline: float) -> bool:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from uuid_utils.compat import uuid7
 
 from app.db import models
+from app.db.conflicts import again_if_undone
 from app.db.database import Database
 from app.db.queries import idempotency, runs, threads
 from app.db.queries.runs import RunFilters
@@ -71,6 +72,7 @@ class ThreadService:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @again_if_undone
     async def create(
         self,
         thread_id: str | None,
@@ -114,6 +116,7 @@ class ThreadService:
         page = page_of(found, limit, lambda thread: str(thread.thread_key))
         return Page([_record(thread) for thread in page.items], page.next_cursor)
 
+    @again_if_undone
     async def update(self, thread_id: str, metadata: Mapping[str, str | None], *, tenant_id: str = "") -> ThreadRecord:
         """Merge metadata into the thread's own, as RFC 7396 does: None takes a key away.
 
@@ -131,12 +134,14 @@ class ThreadService:
                 raise Invalid(f"a thread has at most {MAX_METADATA_KEYS} metadata keys", ("body", "metadata"))
             return _record(thread)
 
+    @again_if_undone
     async def delete(self, thread_id: str, *, tenant_id: str = "") -> None:
         """Delete a thread with its messages and runs, and the runs below these with threads of their own.
 
         Raises:
             NotFound: there is no such thread.
-            Conflict: one of these runs is not over; `current_status` is its status.
+            Conflict: one of these runs is not over, or the parent of one may have to take in how it ended;
+                `current_status` is the status of that run.
         """
         async with self._database.session() as session:
             # The lock keeps new runs away: a create takes the thread's row first.
@@ -148,8 +153,13 @@ class ThreadService:
             status = await threads.active_status(session, [thread.thread_key], run_ids)
             if status is not None:
                 raise Conflict(f"a run of the thread {thread_id!r} is {status}; cancel it first", status)
+            parent = await runs.needed_by(session, run_ids)
+            if parent is not None:
+                message = f"the run {parent.run_id} may go on and need a run of the thread {thread_id!r}"
+                raise Conflict(f"{message}; delete that first, when it is over", parent.status)
             below = {key for _, key in family} - {thread.thread_key}
             below -= await runs.shared_threads(session, list(below), run_ids)
+            await threads.lock_all(session, list(below))
             await runs.delete_runs(session, run_ids)
             await threads.delete_threads(session, [thread.thread_key, *below])
 
@@ -165,6 +175,7 @@ class ThreadService:
         page = page_of(found, limit, lambda message: message.seq)
         return Page([message_record(message) for message in page.items], page.next_cursor)
 
+    @again_if_undone
     async def append_message(
         self,
         thread_id: str,
@@ -205,6 +216,7 @@ class ThreadService:
             found = await runs.page(session, tenant_id, RunFilters(thread_id=thread_id), before, limit + 1)
         return page_of(found, limit, lambda run: run.run_id)
 
+    @again_if_undone
     async def copy(
         self,
         source_id: str,

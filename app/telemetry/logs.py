@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 import orjson
@@ -47,7 +48,7 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format), _redacted],
         )
     )
     threshold = logging.getLevelNamesMapping()[level.upper()]
@@ -56,6 +57,14 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     root.setLevel(max(threshold, logging.WARNING))
     for name in _TOLD_WITH_OURS:
         logging.getLogger(name).setLevel(threshold)
+
+
+def redact_logs(redact: Callable[[str], str]) -> None:
+    """Pass every line that this process logs from now on through `redact`, in place of an earlier one.
+
+    It gets the line as it is written, exceptions and what libraries say included; in any thread.
+    """
+    _redaction[:] = [redact]
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
@@ -76,6 +85,15 @@ def _to_json(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
+_redaction: list[Callable[[str], str]] = []
+
+
+def _redacted(_logger: Any, _method: str, line: Any) -> Any:
+    for redact in _redaction:
+        line = redact(line)
+    return line
+
+
 def _drop_foreign_marks(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Any:
     """What libraries hang on records for themselves; uvicorn sends each line again with terminal colours in it."""
     event.pop("color_message", None)
@@ -86,6 +104,7 @@ def _drop_foreign_marks(_logger: Any, _method: str, event: structlog.typing.Even
 # A program that only uses the Python surface configures nothing: it hears of trouble, on stderr, and of nothing else.
 if not structlog.is_configured():
     structlog.configure(
+        processors=[*structlog.get_config()["processors"], _redacted],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

@@ -5,12 +5,14 @@ Implements `app.engine.tools.ToolPort`. Imports nothing of `app` but `app.engine
 
 from __future__ import annotations
 
+from app.engine.tools import Deferral
 from app.tools.errors import ToolDefinitionError, ToolError, ToolRegistrationError
 from app.tools.function_tool import FunctionTool, tool
 from app.tools.registry import ToolRegistry
 from app.tools.tool_context import ToolContext
 
 __all__ = [
+    "Deferral",
     "FunctionTool",
     "ToolContext",
     "ToolDefinitionError",

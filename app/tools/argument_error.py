@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from app.tools.errors import CallError
 
-_MAX_LINES = 10
+MAX_LINES = 10
 _MAX_INPUT_CHARS = 60
 _MAX_LINE_CHARS = 180
 _EXCERPT_CHARS = 30
@@ -33,9 +34,9 @@ def argument_error(error: ValidationError, text: str, known: tuple[str, ...]) ->
     if not first["loc"] and first["type"] in _NO_OBJECT:
         given = _JSON_NAMES.get(type(first["input"]).__name__, "a number")
         return CallError(f"the arguments must be a JSON object, not {given}")
-    lines = [_line(detail, known) for detail in details[:_MAX_LINES]]
-    if len(details) > _MAX_LINES:
-        lines.append(f"and {len(details) - _MAX_LINES} more")
+    lines = [_line(detail, known) for detail in details[:MAX_LINES]]
+    if len(details) > MAX_LINES:
+        lines.append(f"and {len(details) - MAX_LINES} more")
     return CallError("the arguments do not fit the tool's schema", tuple(lines))
 
 
@@ -55,7 +56,7 @@ def _json_problem(detail: ErrorDetails, text: str) -> str:
 
 
 def _line(detail: ErrorDetails, known: tuple[str, ...]) -> str:
-    path = _path(detail["loc"])
+    path = argument_path(detail["loc"])
     match detail["type"]:
         case "missing":
             problem = "required, but missing"
@@ -64,11 +65,12 @@ def _line(detail: ErrorDetails, known: tuple[str, ...]) -> str:
         case "extra_forbidden":
             problem = "no such field"
         case _:
-            problem = detail["msg"] + _given(detail["input"])
-    return _bounded(f"{path}: {problem}" if path else problem)
+            problem = detail["msg"] + given(detail["input"])
+    return bounded_line(f"{path}: {problem}" if path else problem)
 
 
-def _given(value: object) -> str:
+def given(value: object) -> str:
+    """A note of what stood there, with its own leading space; empty for objects and arrays."""
     if not isinstance(value, str | int | float | None):
         return ""
     shown = value[: _MAX_INPUT_CHARS + 1] if isinstance(value, str) else value
@@ -76,13 +78,15 @@ def _given(value: object) -> str:
     return f" (given: {text[:_MAX_INPUT_CHARS]})"
 
 
-def _path(location: tuple[int | str, ...]) -> str:
+def argument_path(location: Sequence[int | str]) -> str:
+    """Where in the arguments, as `items[0].name`."""
     path = ""
     for step in location:
         path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
     return path
 
 
-def _bounded(line: str) -> str:
+def bounded_line(line: str) -> str:
+    """The text on one line, at most 180 characters of it."""
     line = " ".join(line.split())
     return line if len(line) <= _MAX_LINE_CHARS else line[: _MAX_LINE_CHARS - 1] + "…"

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from app.engine.tools import ToolInvocation
+from app.engine.tools import Deferral, ToolInvocation
 from app.telemetry.logs import get_logger
-from app.tools.errors import CallError, CallTimeoutError
-from app.tools.function_tool import FunctionTool
-from app.tools.output import Output, output_of
+from app.tools.callable_tool import CallableTool
+from app.tools.errors import CallError, CallTimeoutError, HandlerError, NoFreeThreadError
+from app.tools.output import Output
+from app.tools.python_tool import PythonTool
 from app.tools.raised import Raised
+from app.tools.result_writer import ResultWriter, is_large
 from app.tools.thread_pool import ThreadPool
-from app.tools.tool_context import ToolContext
 
 _log = get_logger(__name__)
 
@@ -29,38 +30,64 @@ class _Deferred:
     awaitable: Awaitable[object]
 
 
-_Outcome = Output | Raised | _Deferred
+_Task = asyncio.Task[object]
 
 
 class ToolExecutor:
     """Runs handlers and keeps hold of those that did not end in time."""
 
-    def __init__(self, threads: ThreadPool, record_max_bytes: int) -> None:
+    def __init__(self, threads: ThreadPool, writer: ResultWriter) -> None:
         self._threads = threads
-        self._record_max_bytes = record_max_bytes
-        self._abandoned: set[asyncio.Task[_Outcome]] = set()
+        self._writer = writer
+        self._abandoned: set[_Task] = set()
 
-    async def run(self, tool: FunctionTool[..., Any], invocation: ToolInvocation) -> Output:
-        """Validate the arguments and run the handler.
+    async def run(self, tool: CallableTool, arguments: dict[str, Any], invocation: ToolInvocation) -> Output | Deferral:
+        """Run the handler, with what is around it.
+
+        Args:
+            arguments: as `tool.parsed` gave them.
 
         Raises:
             CallError: the call failed; the text is for the model.
             asyncio.CancelledError: the caller was cancelled; the handler is cancelled too and not waited for.
         """
-        arguments = tool.arguments.parse(invocation.arguments)
-        if tool.arguments.context_parameter is not None:
-            arguments[tool.arguments.context_parameter] = ToolContext.of(invocation)
+        if not isinstance(tool, PythonTool) or tool.needs_context:
+            invocation = replace(invocation, progress=self._writer.progress(invocation.progress))
         deadline = time.monotonic() + tool.timeout_s
-        if tool.is_async:
-            outcome = await self._on_loop(tool.function(**arguments), tool, invocation, deadline)
-        else:
-            call = self._in_thread_call(tool, invocation, arguments)
-            outcome = await self._threads.run(call, tool.timeout_s)
+        if isinstance(tool, PythonTool) and tool.is_plain:
+            # Converted where the handler runs, so that a large output does not hold up the event loop.
+            call = self._in_thread_call(tool.bound(arguments, invocation), invocation)
+            outcome: object = await self._threads.run(call, tool.timeout_s)
             if isinstance(outcome, _Deferred):
-                outcome = await self._on_loop(outcome.awaitable, tool, invocation, deadline)
-        if isinstance(outcome, Output):
-            return outcome
-        raise _failure(outcome, tool, invocation)
+                awaitable = outcome.awaitable
+                outcome = await self._on_loop(lambda: self._output(awaitable, invocation), tool, invocation, deadline)
+        else:
+            outcome = await self._on_loop(
+                lambda: self._output(tool.call(arguments, invocation), invocation), tool, invocation, deadline
+            )
+        match outcome:
+            case Output() | Deferral():
+                return outcome
+            case Raised():
+                raise self._failure(outcome, tool, invocation)
+            case _:
+                raise AssertionError(outcome)
+
+    async def prepare(self, tool: PythonTool, invocation: ToolInvocation) -> str:
+        """Run the pre-hooks; see `PythonTool.prepared`.
+
+        Raises:
+            CallError: a hook refuses the call, or did not end in time.
+        """
+        invocation = replace(invocation, progress=self._writer.progress(invocation.progress))
+        deadline = time.monotonic() + tool.timeout_s
+        outcome = await self._on_loop(lambda: tool.prepared(invocation), tool, invocation, deadline)
+        if not isinstance(outcome, Raised):
+            return cast("str", outcome)
+        if isinstance(outcome.error, CallError):
+            raise outcome.error
+        self._log_raised("tool_call_refused", outcome, tool, invocation)
+        raise CallError(outcome.message(self._writer.redacted) or outcome.summary)
 
     async def aclose(self) -> None:
         """Close the threads and end what is left of abandoned calls, within a second."""
@@ -76,29 +103,27 @@ class ToolExecutor:
             _log.warning("tool_call_killed", task=task.get_name())
             _close_coroutine(task)
 
-    def _in_thread_call(
-        self, tool: FunctionTool[..., Any], invocation: ToolInvocation, arguments: dict[str, Any]
-    ) -> Callable[[], _Outcome]:
-        def call() -> _Outcome:
+    def _in_thread_call(self, call: Callable[[], object], invocation: ToolInvocation) -> Callable[[], object]:
+        def caught() -> Output | Deferral | Raised | _Deferred:
             try:
-                value: object = tool.function(**arguments)
+                value = call()
                 if isinstance(value, Awaitable):
                     return _Deferred(cast("Awaitable[object]", value))
-                # Converted where the handler ran, so that a large output does not hold up the event loop.
-                return self._output(value, invocation)
+                return self._written(value, invocation)
             except BaseException as error:  # noqa: BLE001 - a thread's edge: even SystemExit is only this call's end
                 return Raised(error)
 
-        return call
+        return caught
 
     async def _on_loop(
         self,
-        handler: Awaitable[Any],
-        tool: FunctionTool[..., Any],
+        work: Callable[[], Awaitable[object]],
+        tool: CallableTool,
         invocation: ToolInvocation,
         deadline: float,
-    ) -> Output | Raised:
-        task = asyncio.create_task(self._captured(handler, invocation), name=f"tool {tool.spec.name}")
+    ) -> object:
+        """What the work returns, or what it raised as `Raised`."""
+        task = asyncio.create_task(_captured(work), name=f"tool {tool.spec.name}")
         try:
             # Not `wait_for`: it waits for the cancelled task to end, and a handler may refuse to.
             done, _ = await asyncio.wait((task,), timeout=max(0.0, deadline - time.monotonic()))
@@ -113,20 +138,18 @@ class ToolExecutor:
         error = task.exception()
         return task.result() if error is None else Raised(error)
 
-    async def _captured(self, handler: Awaitable[Any], invocation: ToolInvocation) -> Output | Raised:
-        try:
-            return self._output(await handler, invocation)
-        except (asyncio.CancelledError, GeneratorExit):
-            raise
-        except BaseException as error:  # noqa: BLE001 - a task's edge: SystemExit here would stop the event loop
-            return Raised(error)
+    async def _output(self, handler: Awaitable[object], invocation: ToolInvocation) -> Output | Deferral:
+        value = await handler
+        if is_large(value):
+            return await asyncio.to_thread(self._written, value, invocation)
+        return self._written(value, invocation)
 
-    def _output(self, value: object, invocation: ToolInvocation) -> Output:
-        return output_of(value, max_chars=invocation.output_max_chars, max_bytes=self._record_max_bytes)
+    def _written(self, value: object, invocation: ToolInvocation) -> Output | Deferral:
+        if isinstance(value, Deferral):
+            return self._writer.deferral(value)
+        return self._writer.output(value, max_chars=invocation.output_max_chars, sanitize=invocation.sanitize)
 
-    def _abandon(
-        self, task: asyncio.Task[Output | Raised], tool: FunctionTool[..., Any], invocation: ToolInvocation
-    ) -> None:
+    def _abandon(self, task: _Task, tool: CallableTool, invocation: ToolInvocation) -> None:
         """Cancel a task without waiting, and hold it until it ends: the event loop does so only weakly."""
         if task.done():
             return
@@ -134,7 +157,7 @@ class ToolExecutor:
         self._abandoned.add(task)
         started = time.monotonic()
 
-        def ended(task: asyncio.Task[Output | Raised]) -> None:
+        def ended(task: _Task) -> None:
             self._abandoned.discard(task)
             _log.info(
                 "abandoned_tool_call_ended",
@@ -145,17 +168,35 @@ class ToolExecutor:
 
         task.add_done_callback(ended)
 
+    def _failure(self, raised: Raised, tool: CallableTool, invocation: ToolInvocation) -> CallError:
+        match raised.error:
+            case CallTimeoutError() | NoFreeThreadError() | HandlerError() as error:
+                return error
+            case CallError(message=message, details=details):
+                return HandlerError(message, details)
+            case _:
+                self._log_raised("tool_raised", raised, tool, invocation)
+                return HandlerError(raised.summarised(self._writer.redacted))
 
-def _failure(raised: Raised, tool: FunctionTool[..., Any], invocation: ToolInvocation) -> CallError:
-    _log.warning(
-        "tool_raised",
-        run_id=invocation.run_id,
-        tool_name=tool.spec.name,
-        tool_call_id=invocation.tool_call_id,
-        error=raised.summary,
-        frames=raised.frames,
-    )
-    return CallError(raised.summary)
+    def _log_raised(self, event: str, raised: Raised, tool: CallableTool, invocation: ToolInvocation) -> None:
+        _log.warning(
+            event,
+            run_id=invocation.run_id,
+            tool_name=tool.spec.name,
+            tool_call_id=invocation.tool_call_id,
+            error=raised.summarised(self._writer.redacted),
+            frames=raised.frames,
+        )
+
+
+async def _captured(work: Callable[[], Awaitable[object]]) -> object:
+    # Not an awaitable: one that a cancelled task never came to would be warned of.
+    try:
+        return await work()
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a task's edge: SystemExit here would stop the event loop
+        return Raised(error)
 
 
 def _close_coroutine(task: asyncio.Task[Any]) -> None:
@@ -164,4 +205,11 @@ def _close_coroutine(task: asyncio.Task[Any]) -> None:
         coroutine.close()
     except Exception as error:  # noqa: BLE001 - the handler's own clean-up runs in here
         _log.warning("tool_call_not_closed", task=task.get_name(), error=Raised(error).summary)
+    task.add_done_callback(_retrieve)
     task.cancel()
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    # A task whose coroutine was closed under it fails when it goes on; nobody else asks why, and that would be told.
+    if not task.cancelled():
+        task.exception()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import secrets
 from collections import deque
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from datetime import date, datetime, time
 from enum import Enum
@@ -18,9 +19,12 @@ from typing import Any, cast
 import orjson
 from pydantic import BaseModel
 
+from app.tools.sanitize import neutralised
+
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _MAX_DEPTH = 64
 _MAX_NODES = 100_000
+_MAX_FITTINGS = 8
 _INT64 = range(-(2**63), 2**64)
 _NO_TEXT = re.compile("[\x00\ud800-\udfff]")  # no Postgres text holds NUL, no UTF-8 half a surrogate pair
 _NUL_ESCAPE = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
@@ -34,20 +38,89 @@ class Output:
     content: str
 
 
-def output_of(value: object, *, max_chars: int, max_bytes: int) -> Output:
+def _as_it_is(text: str) -> str:
+    return text
+
+
+def output_of(
+    value: object,
+    *,
+    max_chars: int,
+    max_bytes: int,
+    sanitize: bool = False,
+    redact: Callable[[str], str] = _as_it_is,
+) -> Output:
     """Convert and bound a return value.
 
     Args:
         max_chars: the bound of `content`, its note of what was cut included.
         max_bytes: the bound of `json` in UTF-8; JSON that is too long becomes a JSON string of its beginning.
+        sanitize: see `shown`.
+        redact: takes out of both what nobody may see, before anything is cut.
     """
     if isinstance(value, str) and not isinstance(value, Enum):
-        text = str.__str__(value)
-        return Output(_string_record(text, max_bytes), bounded(text, max_chars))
-    json = to_json(value)
+        text = redact(str.__str__(value))
+        return Output(_string_record(text, max_bytes), shown(text, max_chars, sanitize=sanitize))
+    return json_output(to_json(value), max_chars=max_chars, max_bytes=max_bytes, sanitize=sanitize, redact=redact)
+
+
+def json_output(
+    json: str, *, max_chars: int, max_bytes: int, sanitize: bool, redact: Callable[[str], str] = _as_it_is
+) -> Output:
+    """The same for a value that is JSON text, and no string, already."""
+    json = redacted_json(json, redact)
+    return Output(bounded_json(json, max_bytes), shown(json, max_chars, sanitize=sanitize))
+
+
+def redacted_json(json: str, redact: Callable[[str], str]) -> str:
+    """JSON text after `redact`, as JSON text again."""
+    text = redact(json)
+    if text == json:
+        return json
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:  # a number, or a part of one, was taken out
+        return orjson.dumps(clean(text)).decode()
+    return text
+
+
+def bounded_json(json: str, max_bytes: int) -> str:
+    """JSON text if it fits, else a JSON string of its beginning and a note, together within `max_bytes` of UTF-8."""
     # Four bytes are the most that UTF-8 needs for a character; most outputs are far below either bound.
-    fits = len(json) * 4 <= max_bytes or len(json.encode()) <= max_bytes
-    return Output(json if fits else _cut_string(json, max_bytes), bounded(json, max_chars))
+    fits = len(json) * 4 <= max_bytes or len(json.encode("utf-8", "replace")) <= max_bytes
+    return json if fits else _cut_string(json, max_bytes)
+
+
+def shown(text: str, max_chars: int, *, sanitize: bool) -> str:
+    """What a model reads of a text, in at most `max_chars` characters.
+
+    Args:
+        sanitize: neutralise it, and fence it with a tag that it could not have foreseen.
+    """
+    if not sanitize:
+        return bounded(text, max_chars)
+    fence = f'untrusted_output id="{secrets.token_hex(8)}"'
+    room = max_chars - 2 * len(fence) - len("<>\n\n</>")
+    if room < 0:
+        return bounded(f"[output cut: {len(text)} characters]", max_chars)
+    return f"<{fence}>\n{_neutralised(text, room)}\n</{fence}>"
+
+
+def _neutralised(text: str, max_chars: int) -> str:
+    if len(text) <= max_chars:
+        whole = neutralised(clean(text))
+        if len(whole) <= max_chars:
+            return whole
+    keep = min(len(text), max_chars)
+    start = note = ""
+    for _ in range(_MAX_FITTINGS):  # what was put in between is not part of the text, so this may take a few
+        note = _note(len(text) - keep, "characters")
+        start = neutralised(clean(text[:keep]))
+        over = len(start) + len(note) - max_chars
+        if over <= 0:
+            return start + note
+        keep = max(0, keep - over)
+    return (start[: max(0, max_chars - len(note))] + note)[:max_chars]
 
 
 def bounded(text: str, max_chars: int) -> str:
@@ -71,8 +144,12 @@ def to_json(value: object) -> str:
         json = orjson.dumps(value, default=_default, option=_OPTIONS)
     except Exception:  # noqa: BLE001 - orjson ran the value's own code
         json = orjson.dumps(_Simplifier().simple(value))
-    text = json.decode()
-    return _NUL_ESCAPE.sub(r"\1\\ufffd", text) if "\\u0000" in text else text
+    return without_nul(json.decode())
+
+
+def without_nul(json: str) -> str:
+    """JSON text whose strings hold no NUL."""
+    return _NUL_ESCAPE.sub(r"\1\\ufffd", json) if "\\u0000" in json else json
 
 
 def text_of(value: object) -> str:

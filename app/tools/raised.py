@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.tools.output import text_of
@@ -20,9 +21,17 @@ class Raised:
     @property
     def summary(self) -> str:
         """`TypeName: message` on one line, bounded; for the model and for the log."""
+        return self.summarised(str)
+
+    def summarised(self, redact: Callable[[str], str]) -> str:
+        """The same, with the message changed by `redact` before anything is cut."""
         name = type(self.error).__name__
-        message = " ".join(text_of(self.error)[:_MAX_CHARS].split())
+        message = self.message(redact)
         return f"{name}: {message}" if message else name
+
+    def message(self, redact: Callable[[str], str]) -> str:
+        """The exception's text alone; empty if it has none."""
+        return " ".join(redact(text_of(self.error))[:_MAX_CHARS].split())
 
     @property
     def frames(self) -> str:

@@ -3,35 +3,51 @@
 from __future__ import annotations
 
 import importlib
-import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, cast
 
-from app.engine.tools import ToolInvocation, ToolResult, ToolSpec
+from app.engine.tool_definitions import Toolbox
+from app.engine.tools import ToolPort, ToolSpec
 from app.telemetry.logs import get_logger
-from app.tools.errors import CallError, CallTimeoutError, NoFreeThreadError, ToolRegistrationError
+from app.tools.agent_tools import AgentTools, declared_tools
+from app.tools.callable_tool import CallableTool
+from app.tools.egress import Egress
+from app.tools.errors import ToolRegistrationError
 from app.tools.execution import ToolExecutor
 from app.tools.function_tool import FunctionTool
-from app.tools.output import bounded, clean
+from app.tools.http_tools import HttpTools
+from app.tools.mcp_servers.names import server_of
+from app.tools.mcp_servers.servers import McpServers
+from app.tools.python_tool import PythonTool
 from app.tools.raised import Raised
+from app.tools.result_writer import ResultWriter
+from app.tools.sandbox.profile import Sandboxes
+from app.tools.secrets import Secrets
 from app.tools.thread_pool import ThreadPool
+from app.tools.tool_set import ToolSet
 
 DEFAULT_MAX_THREADS = 32
 DEFAULT_RECORD_MAX_BYTES = 1024 * 1024
 
-_MAX_ERROR_CHARS = 2_000
+_CACHED_AGENTS = 256
 
 _log = get_logger(__name__)
 
 
-class ToolRegistry:
-    """Implements `app.engine.tools.ToolPort` with Python functions.
+class ToolRegistry(ToolSet):
+    """Implements `app.engine.tools.ToolPort`: the replica's tools.
 
     Args:
         tools: to start with; `register` and `load_modules` add more.
         max_threads: how many synchronous tools may run at once.
         record_max_bytes: the bound of a result's `output` in UTF-8.
+        secrets: the operator's; tools get those that they name, and no output shows one.
+        sandboxes: the operator's profiles.
+        mcp: the operator's MCP servers.
+        http: makes the HTTP tools that agents declare.
+        egress: what both send through; it is closed with the registry.
     """
 
     def __init__(
@@ -40,9 +56,21 @@ class ToolRegistry:
         *,
         max_threads: int = DEFAULT_MAX_THREADS,
         record_max_bytes: int = DEFAULT_RECORD_MAX_BYTES,
+        secrets: Secrets | None = None,
+        sandboxes: Sandboxes | None = None,
+        mcp: McpServers | None = None,
+        http: HttpTools | None = None,
+        egress: Egress | None = None,
     ) -> None:
-        self._tools: dict[str, FunctionTool[..., Any]] = {}
-        self._executor = ToolExecutor(ThreadPool(max_threads), record_max_bytes)
+        self._secrets = secrets or Secrets()
+        self._threads = ThreadPool(max_threads)
+        self._tools: dict[str, PythonTool] = {}
+        self.mcp = mcp
+        self.http = http
+        self._egress = egress
+        self._agents: OrderedDict[str, AgentTools] = OrderedDict()
+        writer = ResultWriter(self._secrets, record_max_bytes)
+        super().__init__(ToolExecutor(self._threads, writer), writer, sandboxes or Sandboxes())
         for tool in tools:
             self.register(tool)
 
@@ -52,11 +80,16 @@ class ToolRegistry:
         Raises:
             ToolRegistrationError: another tool has the name.
         """
-        taken = self._tools.setdefault(tool.spec.name, tool)
-        if taken is not tool:
+        name = tool.spec.name
+        taken = self._tools.setdefault(name, PythonTool(tool, self._threads, self._secrets))
+        if taken.tool is not tool:
             raise ToolRegistrationError(
-                f"two tools are named {tool.spec.name!r}: {taken.origin} and {tool.origin}; "
+                f"two tools are named {name!r}: {taken.tool.origin} and {tool.origin}; "
                 "give one of them another name with @tool(name=...)"
+            )
+        if missing := [secret for secret in tool.secrets if secret not in self._secrets]:
+            _log.warning(
+                "tool_secrets_missing", tool_name=name, secrets=missing, hint="its calls fail until they are set"
             )
 
     def load_modules(self, names: Iterable[str]) -> None:
@@ -74,56 +107,51 @@ class ToolRegistry:
             for tool in tools:
                 self.register(tool)
 
-    def spec(self, name: str) -> ToolSpec | None:
-        """The tool of that name, or None."""
-        tool = self._tools.get(name)
-        return tool.spec if tool else None
-
     def specs(self) -> list[ToolSpec]:
-        """All tools, in the order in which they were added."""
+        """All tools but those of MCP servers, in the order in which they were added."""
         return [tool.spec for tool in self._tools.values()]
 
-    async def invoke(self, invocation: ToolInvocation) -> ToolResult:
-        """Run one call to its end. Every failure is a `ToolResult`; only cancellation is raised."""
-        started = time.perf_counter()
-        try:
-            output = await self._executor.run(self._named(invocation), invocation)
-        except CallError as error:
-            if isinstance(error, CallTimeoutError | NoFreeThreadError):
-                _log.warning("tool_timed_out", run_id=invocation.run_id, tool_name=invocation.tool_name)
-            return _failed(error, invocation, started)
-        except Exception as error:  # noqa: BLE001 - a call's edge: a validator or a context that breaks ends here
-            raised = Raised(error)
-            _log.error(
-                "tool_call_broke",
-                run_id=invocation.run_id,
-                tool_name=invocation.tool_name,
-                error=raised.summary,
-                frames=raised.frames,
-            )
-            return _failed(CallError(raised.summary), invocation, started)
-        return ToolResult(
-            success=True,
-            output=output.json,
-            error=None,
-            content=output.content,
-            latency_ms=_milliseconds_since(started),
-        )
+    def sandboxes(self) -> list[str]:
+        """The names of the operator's sandbox profiles."""
+        return list(self.profiles)
+
+    def for_agent(self, toolbox: Toolbox) -> ToolPort:
+        """See `ToolPort.for_agent`. What an agent's definition declares is made once, as long as it is in use."""
+        if not toolbox.definitions and not toolbox.mcp_servers:
+            return self
+        tools = self._agents.pop(toolbox.version_id, None)
+        if tools is None:
+            declared = declared_tools(toolbox, self.http)
+            tools = AgentTools(self, declared, toolbox.mcp_servers, self.mcp)
+            if len(self._agents) >= _CACHED_AGENTS:
+                self._agents.popitem(last=False)
+        self._agents[toolbox.version_id] = tools
+        return tools
+
+    def find(self, name: str) -> CallableTool | None:
+        """See `ToolSet.find`."""
+        return self._tools.get(name) or (None if self.mcp is None else self.mcp.find(name))
+
+    def added(self) -> Iterable[CallableTool]:
+        """See `ToolSet.added`."""
+        return ()
+
+    def may_come(self, name: str) -> bool:
+        """See `ToolSet.may_come`."""
+        return self.mcp is not None and self.mcp.declared(server_of(name))
+
+    def start(self) -> None:
+        """Begin to connect to the MCP servers, in the background; nothing waits for them."""
+        if self.mcp is not None:
+            self.mcp.start()
 
     async def aclose(self) -> None:
-        """End what can be ended, within a second. Busy threads do not keep the process from exiting."""
-        await self._executor.aclose()
-
-    def _named(self, invocation: ToolInvocation) -> FunctionTool[..., Any]:
-        name = invocation.tool_name
-        if name not in invocation.allowed_tools:
-            # The same words whether or not the replica has such a tool: what others may use is not told.
-            names = ", ".join(sorted(invocation.allowed_tools)) or "none"
-            raise CallError(f"there is no tool {name!r}; the tools are: {names}")
-        if name not in self._tools:
-            _log.error("tool_missing", run_id=invocation.run_id, tool_name=name)
-            raise CallError(f"the tool {name!r} is not available on this server")
-        return self._tools[name]
+        """End what can be ended, within seconds. Busy threads do not keep the process from exiting."""
+        await self.executor.aclose()
+        if self.mcp is not None:
+            await self.mcp.aclose()
+        if self._egress is not None:
+            await self._egress.aclose()
 
 
 def _tools_in(module: ModuleType) -> list[FunctionTool[..., Any]]:
@@ -138,25 +166,3 @@ def _module(name: str) -> ModuleType:
         raise ToolRegistrationError(
             f"TOOL_MODULES names {name!r}, which cannot be imported: {Raised(error).summary}"
         ) from error
-
-
-def _failed(error: CallError, invocation: ToolInvocation, started: float) -> ToolResult:
-    lines = [" ".join(line.split()) for line in (error.message, *error.details)]
-    one_line = f"{lines[0]}: {'; '.join(lines[1:])}" if error.details else lines[0]
-    content = "\n- ".join([f"Error: {lines[0]}", *lines[1:]])
-    return ToolResult(
-        success=False,
-        output=None,
-        error=_shortened(one_line),
-        content=bounded(_shortened(content), invocation.output_max_chars),
-        latency_ms=_milliseconds_since(started),
-    )
-
-
-def _shortened(text: str) -> str:
-    text = clean(text)
-    return text if len(text) <= _MAX_ERROR_CHARS else text[: _MAX_ERROR_CHARS - 1] + "…"
-
-
-def _milliseconds_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1000

@@ -12,7 +12,7 @@ from typing import Any, NotRequired, Union, cast, get_args, get_origin, get_type
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model, with_config
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
+from pydantic_core import PydanticSerializationError, from_json, to_json, to_jsonable_python
 from typing_extensions import TypedDict
 
 from app.tools.argument_error import argument_error
@@ -39,6 +39,7 @@ class Arguments:
     context_parameter: str | None
     _adapter: TypeAdapter[Any]
     _bind: Callable[[Any], dict[str, Any]]
+    _defaults: dict[str, Any]
 
     def parse(self, text: str) -> dict[str, Any]:
         """Keyword arguments for the function, from the model's text; blank text means no arguments.
@@ -46,8 +47,41 @@ class Arguments:
         Raises:
             CallError: the text is no JSON, no object, or does not fit; says where and why.
         """
+        return self._bind(self._validated(text))
+
+    def normalise(self, text: str) -> str:
+        """The arguments as JSON text that `parse` makes the same of: as the function will get them, defaults included.
+
+        What JSON cannot carry (a type that hides its value, a validator that changes a value each time) is left as the
+        model wrote it.
+
+        Raises:
+            CallError: see `parse`.
+        """
+        value = self._validated(text)
+        given: dict[str, Any] = from_json(text if text.strip() else "{}")
         try:
-            return self._bind(self._adapter.validator.validate_json(text if text.strip() else "{}"))
+            plain: dict[str, Any] = self._adapter.dump_python(value, mode="json", by_alias=True, warnings="none")
+        except PydanticSerializationError:
+            plain = given
+        for candidate in (self._defaults | plain, plain, self._defaults | given):
+            written = to_json(candidate, inf_nan_mode="null").decode()
+            if self._gives(value, written):
+                return written
+        return to_json(given, inf_nan_mode="null").decode()
+
+    def _gives(self, value: Any, text: str) -> bool:
+        try:
+            again = self._adapter.validator.validate_json(text)
+            if isinstance(value, dict):
+                return {name: again.get(name) for name in cast("dict[str, Any]", value)} == value
+            return bool(again == value)
+        except Exception:  # noqa: BLE001 - the type's own validators and comparisons ran
+            return False
+
+    def _validated(self, text: str) -> Any:
+        try:
+            return self._adapter.validator.validate_json(text if text.strip() else "{}")
         except ValidationError as error:
             raise argument_error(error, text, tuple(self.json_schema.get("properties", ()))) from error
 
@@ -86,7 +120,10 @@ def arguments_of(
     if json_schema.get("type") != "object":
         raise ToolDefinitionError(f"tool {name!r}: args_model must be a model with named fields")
     _describe(json_schema, docstring, parameters)
-    return Arguments(json_schema, context_parameter, adapter, bind)
+    fields: dict[str, Any] = json_schema["properties"]
+    # A model has its defaults in itself.
+    defaults = {} if model else {each: field["default"] for each, field in fields.items() if "default" in field}
+    return Arguments(json_schema, context_parameter, adapter, bind, defaults)
 
 
 def _signature(

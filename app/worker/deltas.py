@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.engine.events import Event, EventType, RunIdentity
+from app.engine.events import DELTA_TYPES, Event, EventType, RunIdentity
 from app.engine.ports import EventBus, RunStore
 from app.engine.records import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.store_errors import StoreError, reason_of
@@ -26,11 +26,12 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Piece:
-    """Deltas of one kind in a row, as one event to be."""
+    """Deltas of one kind in a row, as one event to be; or a fact that stands for itself."""
 
     type: EventType
     key: tuple[str, str]
     texts: list[str]
+    fact: Event | None = None
 
 
 class DeltaLog:
@@ -57,21 +58,18 @@ class DeltaLog:
         else:
             pieces.append(_Piece(kind, key, [text]))
 
+    def note(self, fact: Event) -> None:
+        """Append a fact that is told as deltas are: soon, and in its place among them."""
+        self._pieces.append(_Piece(fact.type, ("", ""), [], fact))
+
     def take(self) -> tuple[Event, ...]:
         """All that is not yet on its way, as events."""
         pieces, self._pieces = self._pieces, []
-        return tuple(Event(piece.type, self.step, _data(piece)) for piece in pieces)
+        return tuple(piece.fact or Event(piece.type, self.step, _data(piece)) for piece in pieces)
 
     def put_back(self, events: tuple[Event, ...]) -> None:
         """Events that were taken and not written: they come first again."""
-        self._pieces[:0] = [
-            _Piece(
-                event.type,
-                (event.data.get("tool_call_id", ""), event.data.get("tool_name", "")),
-                [event.data["delta"]],
-            )
-            for event in events
-        ]
+        self._pieces[:0] = [_piece(event) for event in events]
 
     async def settle(self) -> Fence:
         """Wait for the write in flight; the fence is then the caller's until it is set anew."""
@@ -91,8 +89,10 @@ class DeltaGatherer:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    def start(self) -> asyncio.Task[None]:
+        """Begin to write; the task goes on until `stop`."""
         self._task = asyncio.create_task(self._run(), name="delta-gatherer")
+        return self._task
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -145,7 +145,7 @@ class DeltaGatherer:
             batch.append(DeltaWrite(deltas.fence, deltas.identity, deltas.take()))
         try:
             answers = await self._store.append_deltas(batch)
-        except StoreError as error:
+        except StoreError as error:  # and that for longer than a write is sent again: no other one gets through either
             log.warning("deltas_not_written", runs=len(batch), error=reason_of(error))
             answers = [DeltaOutcome.LOST] * len(batch)
         except Exception:
@@ -169,6 +169,13 @@ class DeltaGatherer:
                 self.touched(deltas)
             case DeltaOutcome.LOST:
                 deltas.on_lost()
+
+
+def _piece(event: Event) -> _Piece:
+    if event.type not in DELTA_TYPES:
+        return _Piece(event.type, ("", ""), [], event)
+    key = (event.data.get("tool_call_id", ""), event.data.get("tool_name", ""))
+    return _Piece(event.type, key, [event.data["delta"]])
 
 
 def _data(piece: _Piece) -> dict[str, str]:

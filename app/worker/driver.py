@@ -1,52 +1,44 @@
 """Drives one run: decide, perform, commit, and again.
 
-The driver holds nothing that cannot be rebuilt from rows. It ends when the run is finished or paused, when the fence
-says that the run is no longer its own, or when it is cancelled because the store already says so.
+The driver holds nothing that cannot be rebuilt from rows. It ends when the run is finished, paused or waits, when the
+fence says that the run is no longer its own, or when it is cancelled because the store already says so.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import assert_never
+from datetime import datetime, timedelta
+from typing import Any, assert_never
 
-from app.engine.actions import Action, CallModel, ExecuteTools, Finish
+from uuid_utils.compat import uuid7
+
+from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
 from app.engine.agent import ResolvedAgent
-from app.engine.apply import (
-    ActionOutcome,
-    ModelFailed,
-    ModelResponded,
-    ToolsFinished,
-    Transition,
-    apply,
-    begun,
-    last_step,
-    opening,
-)
+from app.engine.apply import ActionOutcome, AttemptBegan, CallsMoved, apply, begun
 from app.engine.decide import decide
-from app.engine.errors import ModelError, ModelErrorCode, RunError
+from app.engine.delegation import delegate_specs
+from app.engine.errors import RunError
 from app.engine.events import Event, EventType, RunIdentity, WarningCode
 from app.engine.limits import LimitCode
 from app.engine.messages import Message, ThreadMessage
-from app.engine.model import (
-    ModelClient,
-    ModelRequest,
-    ModelResponse,
-    ReasoningDelta,
-    StreamRestarted,
-    TextDelta,
-    ToolCallDelta,
-)
+from app.engine.model import ModelClient, ModelRequest
 from app.engine.model_request import build_request
+from app.engine.moves import CallMove, Stimuli, moves_of
+from app.engine.policy import PolicyEngine
 from app.engine.ports import EventBus, RunStore
-from app.engine.records import Claim, Committed, Fence, RunRecord, Write
-from app.engine.recover import unknown_outcome_warnings, unknown_outcomes
-from app.engine.state import OpenCall, Outcome, RunState, checkpoint_of, finished
+from app.engine.records import Claim, Committed, Fence, RunRecord, Woken, Write
+from app.engine.scope import Scope
+from app.engine.state import OpenCall, RunState, finished
 from app.engine.status import RunStatus
 from app.engine.tools import ToolInvocation, ToolPort, ToolSpec
+from app.engine.transition import Transition
+from app.event_bus.announce import announce_stimulated, announce_stopped
 from app.worker.deltas import DeltaGatherer, DeltaLog
+from app.worker.model_call import ModelCaller
+from app.worker.owner_write import Position, note_write, step_write
 from app.worker.tool_batch import ToolBatch
 
 
@@ -56,7 +48,7 @@ class LostRun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DriverPorts:
-    """What every driver of a replica shares. `clock` gives monotonic seconds."""
+    """What every driver of a replica shares. `clock` gives monotonic seconds; `policy` are the operator's rules."""
 
     store: RunStore
     models: ModelClient
@@ -64,6 +56,7 @@ class DriverPorts:
     bus: EventBus
     deltas: DeltaGatherer
     clock: Callable[[], float]
+    policy: PolicyEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +67,8 @@ class Start:
         opened: whether the attempt's first write is committed.
         messages: the thread as it is, the run's input included if `joined`.
         message_seq: the last message of the thread that is among them.
+        now: the store's time.
+        stimuli: what others have stored for the run's open step.
         elapsed_s: active seconds of earlier attempts; `wall_from_s` of them do not count against the limit.
         first_events: what the attempt's first write begins with, if it is not opened.
     """
@@ -86,6 +81,8 @@ class Start:
     message_seq: int
     opened: bool
     joined: bool
+    now: datetime
+    stimuli: Stimuli
     elapsed_s: float = 0.0
     wall_from_s: float = 0.0
     first_events: tuple[Event, ...] = ()
@@ -106,29 +103,35 @@ class RunDriver:
         }
         self._message_seq = start.message_seq
         self._last_seq = start.run.last_event_seq
+        self._joined = start.joined
+        self._wakes = start.stimuli.wakes
         self._request: ModelRequest | None = None
-        self._step_text: list[str] = []
         self._stopping = False
         self.failure: RunError | None = None
         self._began_at = ports.clock()
+        self._loop = asyncio.get_running_loop()
         self._deltas = DeltaLog(self._run, start.claim.fence, on_lost)
-        self._tools: tuple[ToolSpec, ...] = tuple(
-            spec for spec in (ports.tools.spec(name) for name in start.agent.tools) if spec is not None
-        )
-        self._allowed_tools = frozenset(start.agent.tools)
-        self._batch = ToolBatch(ports.tools, self._invocation)
+        self._caller = ModelCaller(ports.models, ports.deltas, self._deltas, self._restart_step, ports.clock)
+        tools = ports.tools.for_agent(start.agent.toolbox)
+        context = {**start.agent.definition.context_defaults, **start.run.context}
+        self._scope = Scope(start.agent, self._run, context, tools, start.now, _new_id, ports.policy)
+        self._now_at = self._began_at
+        self._batch = ToolBatch(tools, self._invocation)
+        self._tools: tuple[ToolSpec, ...] = ()
+        self._allowed_tools: frozenset[str] = frozenset()
 
     async def drive(self) -> RunStatus:
-        """Go on until the run is finished, paused or released.
+        """Go on until the run is finished, paused, waiting or released.
 
         Returns:
-            the run's status, as committed: terminal, paused, or queued if it was released.
+            the run's status, as committed: terminal, paused, waiting, or queued if it was released.
 
         Raises:
             LostRun: someone else has the run; nothing more was written.
             StoreUnavailable: the store could not be reached for too long.
         """
         try:
+            await self._gather_tools()
             return await self._drive()
         finally:
             self._batch.cancel()
@@ -138,46 +141,80 @@ class RunDriver:
         """Release the run when it next stands before a model call; no tool under way is abandoned for it."""
         self._stopping = True
 
+    def wake(self, wakes: int | None) -> None:
+        """Somebody has stored something for this run: look at once, if that can change what is under way."""
+        if wakes is None or wakes > self._wakes:
+            self._batch.wake()
+
     async def give_up(self, error: RunError) -> None:
         """End the run as failed after a defect of ours, so that it does not hang."""
         self._batch.cancel()
-        state = finished(self._state, RunStatus.FAILED, error.message, error)
-        await self._commit(Transition(state), decide(state, self._agent))
+        failed = finished(self._state, RunStatus.FAILED, error.message, error)
+        await self._carry_out(lambda _: Transition(failed))
 
     async def release(self) -> None:
         """Give the run back to the queue, for another replica to go on from the last commit."""
         fence = await self._deltas.settle()
         await self._ports.store.release(fence, self._elapsed())
 
+    async def _gather_tools(self) -> None:
+        """Learn which tools the model may call: the agent's own, and one for each of its subagents."""
+        subagents = self._agent.definition.subagents
+        if subagents:
+            team = await self._ports.store.team(self._start.run.tenant_id, subagents)
+            self._scope = replace(self._scope, team=team)
+        self._tools = (*self._scope.tools.granted(self._agent.tools), *delegate_specs(self._scope))
+        self._allowed_tools = frozenset((*self._agent.tools, *(spec.name for spec in self._tools)))
+
     async def _drive(self) -> RunStatus:
-        action = decide(self._state, self._agent)
         if self._start.opened:
+            action = decide(self._state, self._agent)
             self._state = begun(self._state, action)
         else:
-            action = await self._begin(action)
-        while action is not None:
-            if isinstance(action, Finish):
-                if action.outcome.status is RunStatus.FAILED:
-                    self.failure = action.outcome.error
-                return action.outcome.status
-            if self._stopping and isinstance(action, CallModel):
-                await self.release()
-                return RunStatus.QUEUED
-            outcome = await self._within_wall_time(action)
-            transition = self._out_of_time() if outcome is None else self._apply(outcome)
-            action = await self._commit(transition, decide(transition.state, self._agent))
-        return RunStatus.PAUSED
+            action = await self._begin()
+        while True:
+            match action:
+                case RunStatus():
+                    return action
+                case Finish(outcome):
+                    if outcome.status is RunStatus.FAILED:
+                        self.failure = outcome.error
+                    return outcome.status
+                case Await():
+                    return RunStatus.WAITING
+                case CallModel() if self._stopping:
+                    await self.release()
+                    return RunStatus.QUEUED
+                case CallModel() | ExecuteTools():
+                    outcome = await self._within_wall_time(action)
+                    action = await (self._end_in_time() if outcome is None else self._take_in(outcome))
+                case _:
+                    assert_never(action)
 
-    async def _begin(self, action: Action) -> Action | None:
-        """The attempt's first write: that it began, and what becomes of calls whose outcome nobody knows."""
-        transition = Transition(self._state, self._start.first_events)
-        unknown = unknown_outcomes(self._state)
-        if unknown:
-            warnings = unknown_outcome_warnings(self._state, {index for index, _ in unknown})
-            settled = self._apply(ToolsFinished(unknown))
-            transition = replace(settled, events=(*transition.events, *warnings, *settled.events))
-            action = decide(transition.state, self._agent)
-        return await self._commit(transition, action, joins=not self._start.joined)
+    async def _begin(self) -> Action | RunStatus:
+        """The attempt's first write: that it began, and what has become of calls that others were to end."""
+        first = Transition(self._state, self._start.first_events)
+        stored = moves_of(self._state, self._start.stimuli)
+
+        def transition(newer: tuple[CallMove, ...]) -> Transition:
+            return first.then(apply(self._state, AttemptBegan(newer or stored), self._scope_now()))
+
+        return await self._carry_out(transition)
+
+    async def _take_in(self, outcome: ActionOutcome) -> Action | RunStatus:
+        def transition(newer: tuple[CallMove, ...]) -> Transition:
+            # What others have stored goes first: a posted result counts over one that came later.
+            moved = CallsMoved((*newer, *outcome.moves)) if isinstance(outcome, CallsMoved) else outcome
+            return apply(self._state, moved, self._scope_now())
+
+        return await self._carry_out(transition)
+
+    async def _end_in_time(self) -> Action | RunStatus:
+        seconds = self._agent.limits.max_wall_time_s
+        message = f"the run was active for its limit of {seconds:g} s (max_wall_time_s)"
+        error = RunError(LimitCode.WALL_TIME.value, message, retryable=True)
+        ended = finished(self._state, RunStatus.INTERRUPTED, self._caller.text, error)
+        return await self._carry_out(lambda _: Transition(ended))
 
     async def _within_wall_time(self, action: CallModel | ExecuteTools) -> ActionOutcome | None:
         """Perform an action; None if the run's time was up before it ended. Commits are never cut off, only actions."""
@@ -193,144 +230,84 @@ class RunDriver:
 
     async def _perform(self, action: CallModel | ExecuteTools) -> ActionOutcome:
         match action:
-            case CallModel():
-                return await self._call_model()
-            case ExecuteTools(_, calls):
-                return ToolsFinished(await self._batch.next_results(calls))
+            case CallModel(step):
+                return await self._caller.call(self._request or self._build_request(self._messages), step)
+            case ExecuteTools():
+                return await self._next_moves()
             case _:
                 assert_never(action)
 
-    async def _call_model(self) -> ActionOutcome:
-        clock = self._ports.clock
-        started = clock()
-        self._step_text = []
-        self._deltas.step = self._state.step
-        response: ModelResponse | None = None
-        request = self._request or self._build_request(self._messages)
-        try:
-            async with aclosing(self._ports.models.stream(request)) as events:
-                async for event in events:
-                    if isinstance(event, ModelResponse):
-                        response = event
-                    elif isinstance(event, StreamRestarted):
-                        await self._restart_step(event.reason)
-                    else:
-                        self._add_delta(event)
-        except ModelError as error:
-            return ModelFailed(error)
-        if response is None:
-            return ModelFailed(ModelError(ModelErrorCode.INVALID_RESPONSE, "the model's answer never ended"))
-        return ModelResponded(response, (clock() - started) * 1000)
+    async def _next_moves(self) -> CallsMoved:
+        """What becomes next of the open step's calls, here or elsewhere."""
+        here = tuple(call for call in self._state.open_calls() if call.hold is None)
+        while True:
+            moves = await self._batch.next_moves(here) or await self._stored_moves()
+            if moves:
+                return CallsMoved(moves)
 
-    def _add_delta(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> None:
-        match event:
-            case TextDelta(text):
-                self._step_text.append(text)
-                self._deltas.add(EventType.TEXT_DELTA, text)
-            case ReasoningDelta(text):
-                self._deltas.add(EventType.REASONING_DELTA, text)
-            case ToolCallDelta():
-                self._deltas.add(EventType.TOOL_CALL_DELTA, event.delta, (event.tool_call_id, event.name))
-            case _:
-                assert_never(event)
-        self._ports.deltas.touched(self._deltas)
+    async def _stored_moves(self) -> tuple[CallMove, ...]:
+        stimuli = await self._ports.store.stimuli(self._run.run_id)
+        self._wakes = stimuli.wakes
+        return moves_of(self._state, stimuli)
+
+    async def _carry_out(self, transition_with: Callable[[tuple[CallMove, ...]], Transition]) -> Action | RunStatus:
+        """Commit what was brought about, together with what the next action begins with.
+
+        Where others have stored something that this replica has not seen, it is taken in first, and again.
+
+        Args:
+            transition_with: the transition, given what others have stored since.
+
+        Returns:
+            the action to perform, or the status of the run if it was paused instead.
+        """
+        newer: tuple[CallMove, ...] = ()
+        while True:
+            transition = transition_with(newer)
+            action = decide(transition.state, self._agent)
+            count = self._prepare_request(transition, action)
+            fence, deltas = await self._take_over()
+            write = step_write(self._position(), transition, action, self._scope, count, deltas)
+            committed = await self._commit(fence, write)
+            if isinstance(committed, Committed):
+                break
+            self._deltas.put_back(deltas)
+            newer = await self._stored_moves()
+        self._joined = True
+        self._state = begun(transition.state, action)
+        self._batch.keep_only({call.index for call in self._state.open_calls()})
+        if committed.status is not RunStatus.PAUSED:
+            return action
+        if write.children:  # they began although a pause was asked for: it is theirs as well
+            announce_stopped(self._ports.bus, await self._ports.store.pause(self._run.run_id))
+        return RunStatus.PAUSED
+
+    def _prepare_request(self, transition: Transition, action: Action) -> int:
+        """Build the request of the model call that comes next, if one does; how many messages it has."""
+        if not isinstance(action, CallModel):
+            return 0
+        joining = () if self._joined else self._start.run.input
+        self._request = self._build_request((*self._messages, *joining, *transition.messages))
+        return len(self._request.messages)
 
     async def _restart_step(self, reason: str) -> None:
         """Void the deltas of a broken stream, for readers and for partial text alike."""
-        self._step_text = []
         data = {"code": WarningCode.STEP_RESTARTED, "from_seq": self._last_seq, "reason": reason}
         warning = Event(EventType.WARNING, self._state.step, data, message=f"the step starts again: {reason}")
-        await self._write(Transition(self._state, (warning,)), (), None)
-
-    def _build_request(self, messages: Sequence[Message]) -> ModelRequest:
-        return build_request(self._agent, self._start.run.context, messages, self._tools)
-
-    def _invocation(self, call: OpenCall) -> ToolInvocation:
-        run = self._start.run
-        return ToolInvocation(
-            run_id=self._run.run_id,
-            thread_id=self._run.thread_id,
-            agent_name=self._run.agent_name,
-            tool_call_id=call.call.id,
-            tool_name=call.call.name,
-            arguments=call.call.arguments,
-            idempotency_key=f"{self._run.run_id}:{self._state.step}:{call.index}",
-            context=run.context,
-            metadata=run.metadata,
-            allowed_tools=self._allowed_tools,
-            output_max_chars=self._agent.tool_output_max_chars,
-        )
-
-    def _apply(self, outcome: ActionOutcome) -> Transition:
-        return apply(self._state, outcome, self._agent, self._run, self._ports.tools, self._used_ids)
-
-    def _out_of_time(self) -> Transition:
-        seconds = self._agent.limits.max_wall_time_s
-        message = f"the run was active for its limit of {seconds:g} s (max_wall_time_s)"
-        error = RunError(LimitCode.WALL_TIME.value, message, retryable=True)
-        return Transition(finished(self._state, RunStatus.INTERRUPTED, "".join(self._step_text), error))
-
-    async def _commit(self, transition: Transition, action: Action, *, joins: bool = False) -> Action | None:
-        """Commit what an outcome brought together with what the next action begins with.
-
-        Args:
-            joins: the run's input joins its thread with this write.
-
-        Returns:
-            the action to perform; None if the run was paused instead.
-        """
-        on_pause = None
-        message_count = 0
-        if isinstance(action, CallModel):
-            on_pause = (Event(EventType.RUN_PAUSED, action.step, {"reason": "requested"}, RunStatus.PAUSED),)
-            input_messages = self._start.run.input if joins else ()
-            self._request = self._build_request((*self._messages, *input_messages, *transition.messages))
-            message_count = len(self._request.messages)
-        events, records = opening(transition.state, action, self._agent, message_count)
-        transition = replace(transition, records=(*transition.records, *records))
-        committed = await self._write(transition, events, on_pause, action=action, joins=joins)
-        if committed.status is RunStatus.PAUSED:
-            return None
-        self._state = begun(transition.state, action)
-        return action
-
-    async def _write(
-        self,
-        transition: Transition,
-        opening_events: tuple[Event, ...],
-        on_pause: tuple[Event, ...] | None,
-        *,
-        action: Action | None = None,
-        joins: bool = False,
-    ) -> Committed:
         fence, deltas = await self._take_over()
-        state = transition.state
-        outcome = action.outcome if isinstance(action, Finish) else None
-        start = self._start.run.input if joins else ()
-        write = Write(
-            identity=self._run,
-            events=(*deltas, *transition.events),
-            opening=opening_events,
-            on_pause=on_pause,
-            status=RunStatus.RUNNING if outcome is None else outcome.status,
-            step=state.step if outcome is None else last_step(state),
-            messages=transition.messages,
-            records=transition.records,
-            # An interrupted run goes on from where it stood: at the checkpoint that it has.
-            checkpoint=None if _mid_step(state, outcome) else checkpoint_of(state),
-            usage=state.usage,
-            cost_usd=state.cost_usd,
-            elapsed_s=self._elapsed(),
-            message_seq=self._message_seq,
-            start=start,
-            step_closed=state.step > self._state.step or outcome is not None,
-            result=None if outcome is None else _result(state, outcome),
-            error=None if outcome is None else outcome.error,
-        )
+        while isinstance(
+            await self._commit(fence, note_write(self._position(), self._scope, (*deltas, warning))), Woken
+        ):
+            await self._stored_moves()
+
+    async def _commit(self, fence: Fence, write: Write) -> Committed | Woken:
         committed = await self._ports.store.commit(fence, self._start.claim.thread_key, write)
         if committed is None:
             raise LostRun(self._run.run_id)
-        await self._committed(committed, (*start, *transition.messages))
+        if isinstance(committed, Committed):
+            await self._committed(committed, (*write.start, *write.messages))
+            if write.children:
+                self._ports.bus.queued()
         return committed
 
     async def _take_over(self) -> tuple[Fence, tuple[Event, ...]]:
@@ -342,9 +319,15 @@ class RunDriver:
     async def _committed(self, committed: Committed, added: tuple[Message, ...]) -> None:
         self._deltas.fence = committed.fence
         self._last_seq = committed.events[-1].seq
+        self._scope = replace(self._scope, now=committed.events[-1].created_at)
+        self._now_at = self._ports.clock()
         self._ports.bus.publish(self._run.run_id, committed.events)
+        for stopped in committed.stopped:
+            announce_stopped(self._ports.bus, stopped)
         if committed.promoted is not None:
             self._ports.bus.queued()
+        if committed.woken is not None:
+            announce_stimulated(self._ports.bus, committed.woken)
         self._used_ids |= {call.id for message in added for call in message.tool_calls}
         if committed.first_message_seq is None or committed.message_seq is None:
             return
@@ -356,6 +339,56 @@ class RunDriver:
             self._request = None
         self._message_seq = committed.message_seq
 
+    def _position(self) -> Position:
+        return Position(
+            run=self._start.run,
+            state=self._state,
+            message_seq=self._message_seq,
+            wakes=self._wakes,
+            elapsed_s=self._elapsed(),
+            joins=not self._joined,
+        )
+
+    def _scope_now(self) -> Scope:
+        """The run's surroundings now; the store's time is reckoned from its last answer."""
+        passed = timedelta(seconds=self._ports.clock() - self._now_at)
+        return replace(self._scope, now=self._scope.now + passed, used_ids=self._used_ids)
+
+    def _build_request(self, messages: Sequence[Message]) -> ModelRequest:
+        return build_request(self._agent, self._start.run.context, messages, self._tools)
+
+    def _invocation(self, call: OpenCall) -> ToolInvocation:
+        run, settings = self._start.run, self._agent.definition
+        step, call_id = self._state.step, call.call.id
+
+        def progress(message: str, data: Any) -> None:
+            event = Event(EventType.TOOL_PROGRESS, step, {"tool_call_id": call_id, "message": message, "data": data})
+            with suppress(RuntimeError):  # the loop is gone: so is whoever could be told
+                self._loop.call_soon_threadsafe(self._note, call.index, event)
+
+        return ToolInvocation(
+            run_id=self._run.run_id,
+            thread_id=self._run.thread_id,
+            agent_name=self._run.agent_name,
+            tool_call_id=call_id,
+            tool_name=call.call.name,
+            arguments=call.final_arguments,
+            idempotency_key=f"{self._run.run_id}:{step}:{call.index}",
+            context=run.context,
+            metadata=run.metadata,
+            allowed_tools=self._allowed_tools,
+            output_max_chars=settings.tool_output_max_chars,
+            sanitize=settings.sanitize_tool_output,
+            sandbox=settings.sandbox,
+            progress=progress,
+        )
+
+    def _note(self, index: int, event: Event) -> None:
+        """Put a fact about a call under way into the log; calls that have ended have nothing more to say."""
+        if self._batch.under_way(index) and event.step == self._state.step:
+            self._deltas.note(event)
+            self._ports.deltas.touched(self._deltas)
+
     def _elapsed(self) -> float:
         return self._start.elapsed_s + self._ports.clock() - self._began_at
 
@@ -363,18 +396,5 @@ class RunDriver:
         return self._agent.limits.max_wall_time_s - (self._elapsed() - self._start.wall_from_s)
 
 
-def _mid_step(state: RunState, outcome: Outcome | None) -> bool:
-    """Whether the last checkpoint still says where to go on from: calls of the step are open, or it was cut off."""
-    if outcome is not None:
-        return outcome.status is RunStatus.INTERRUPTED
-    return any(call.result is not None for call in state.calls)
-
-
-def _result(state: RunState, outcome: Outcome) -> dict[str, str | None]:
-    """The scalars of the AgentResult that are stored with the run; its lists are read from rows."""
-    return {
-        "final_text": outcome.final_text,
-        "final_structured": None,
-        "model": state.model,
-        "provider": state.provider,
-    }
+def _new_id() -> str:
+    return str(uuid7())

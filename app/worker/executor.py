@@ -12,13 +12,19 @@ from app.engine.events import Event, EventType, ResumeReason
 from app.engine.first_write import run_started
 from app.engine.limits import SERVICE_LIMITS, RunLimits
 from app.engine.messages import ThreadMessage
+from app.engine.moves import Stimuli
 from app.engine.records import Claim, Loaded, RunRecord
 from app.engine.resume import state_of
 from app.engine.state import RunState
 from app.engine.status import RunStatus
 from app.engine.store_errors import DamagedCheckpoint, StoreError, reason_of
+from app.event_bus.announce import announce_stopped
 from app.telemetry.logs import get_logger
 from app.worker.driver import DriverPorts, LostRun, RunDriver, Start
+
+# How often, and how much later each time, a run is left to a replica that has the tools which this one lacks.
+LACKING_ATTEMPTS = 12
+LACKING_DELAY_S = 5.0
 
 log = get_logger(__name__)
 
@@ -84,6 +90,8 @@ class LocalExecutor:
                 message_seq=claim.message_seq,
                 opened=True,
                 joined=True,
+                now=created.created_at,
+                stimuli=Stimuli(created.wakes),
             )
             self._spawn(claim, start)
         else:
@@ -92,6 +100,16 @@ class LocalExecutor:
     def take(self, claim: Claim) -> None:
         """Execute a run that was claimed from the queue."""
         self._spawn(claim, None)
+
+    def wake(self, run_id: str, wakes: int | None = None) -> None:
+        """Something was stored for a run that may be under way here: its driver looks at once.
+
+        Args:
+            wakes: how often the run was woken in all, if that is known: then only a driver that missed one looks.
+        """
+        entry = self._tasks.get(run_id)
+        if entry is not None and entry.driver is not None:
+            entry.driver.wake(wakes)
 
     def signal(self, run_id: str, epoch: int) -> None:
         """The store has moved the run on to `epoch`: an earlier attempt stops at once and writes nothing more."""
@@ -142,6 +160,8 @@ class LocalExecutor:
         try:
             if start is None:
                 start = self._resumed(entry.claim, await self._ports.store.load(run_id))
+            if await self._put_back(entry.claim, start):
+                return
             driver = entry.driver = RunDriver(
                 self._ports, start, lambda: self.signal(run_id, entry.claim.fence.epoch + 1)
             )
@@ -153,9 +173,20 @@ class LocalExecutor:
         except DamagedCheckpoint as error:
             log.error("run_damaged", run_id=run_id, error=str(error))
             stopped = await self._ports.store.stop(run_id, RunStatus.FAILED, RunError("damaged_checkpoint", str(error)))
-            self._ports.bus.publish(run_id, stopped.events)
+            announce_stopped(self._ports.bus, stopped)
         except StoreError as error:
             log.warning("run_dropped", run_id=run_id, error=reason_of(error))
+
+    async def _put_back(self, claim: Claim, start: Start) -> bool:
+        """Leave a run to another replica if this one lacks a tool of it; one that nobody takes is run without."""
+        if start.opened or claim.attempt > LACKING_ATTEMPTS:
+            return False
+        lacking = self._ports.tools.for_agent(start.agent.toolbox).lacking(start.agent.tools)
+        if not lacking:
+            return False
+        log.warning("tools_missing", run_id=claim.fence.run_id, tools=lacking, again_in_s=LACKING_DELAY_S)
+        await self._ports.store.release(claim.fence, start.elapsed_s, delay_s=LACKING_DELAY_S)
+        return True
 
     async def _drive(self, entry: _Task, driver: RunDriver) -> None:
         run_id = entry.claim.fence.run_id
@@ -197,6 +228,8 @@ class LocalExecutor:
             elapsed_s=loaded.elapsed_s,
             wall_from_s=loaded.wall_from_s,
             first_events=(first,),
+            now=loaded.now,
+            stimuli=loaded.stimuli,
         )
 
 

@@ -48,6 +48,7 @@ class Lease:
         self._beat_sent_at = float("-inf")
         self._stop = threading.Event()
         self._first = threading.Event()
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.draining = False
 
@@ -69,38 +70,45 @@ class Lease:
         """The main loop is alive; called by it every half second."""
         self._ticked_at = clock()
 
+    def beating(self) -> bool:
+        """Whether the heartbeat's thread lives, which it does from `start` to `stop`."""
+        return self._thread.is_alive()
+
     def held(self) -> bool:
         """Whether no other replica can have taken this one for dead. The lease runs from when a beat was sent."""
-        return clock() - self._beat_sent_at < self._lease_s * 2 / 3
+        return self.beating() and clock() - self._beat_sent_at < self._lease_s * 2 / 3
 
     def _run(self) -> None:
         asyncio.run(self._beat_until_stopped())
 
     async def _beat_until_stopped(self) -> None:
-        connection: asyncpg.Connection[asyncpg.Record] | None = None
         interval = self._lease_s / 5
-        while True:
-            stopping = self._stop.is_set()
-            try:
-                if connection is None or connection.is_closed():
-                    connection = await asyncpg.connect(
-                        self._url, timeout=interval, command_timeout=interval, statement_cache_size=0
-                    )
-                if stopping:
-                    await claims.leave(connection, self._incarnation)
-                elif clock() - self._ticked_at < self._lease_s / 3:
-                    await self._beat(connection)
-            except Exception as error:  # noqa: BLE001 - a thread that ended would cost this replica its lease for good
-                log.warning("heartbeat_failed", error=str(error) or type(error).__name__)
-                if connection is not None:
-                    connection.terminate()
-                    connection = None
-            if stopping:
-                break
-            await asyncio.to_thread(self._stop.wait, interval)
-        if connection is not None:
-            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
-                await connection.close(timeout=1)
+        try:
+            while not self._stop.is_set():
+                await self._tell(interval)
+                await asyncio.to_thread(self._stop.wait, interval)
+            await self._tell(interval)
+        finally:
+            if self._connection is not None:
+                with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError):
+                    await self._connection.close(timeout=1)
+
+    async def _tell(self, within_s: float) -> None:
+        """Say that this replica lives, or that it leaves."""
+        try:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await asyncpg.connect(
+                    self._url, timeout=within_s, command_timeout=within_s, statement_cache_size=0
+                )
+            if self._stop.is_set():
+                await claims.leave(self._connection, self._incarnation)
+            elif clock() - self._ticked_at < self._lease_s / 3:
+                await self._beat(self._connection)
+        except Exception as error:  # noqa: BLE001 - a thread that ended would cost this replica its lease for good
+            log.warning("heartbeat_failed", error=str(error) or type(error).__name__)
+            if self._connection is not None:
+                self._connection.terminate()
+                self._connection = None
 
     async def _beat(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         sent_at = clock()

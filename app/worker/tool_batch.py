@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+from app.engine.moves import CallMove, Deferred, Ended, Prepared
 from app.engine.state import OpenCall
-from app.engine.tools import ToolInvocation, ToolPort, ToolResult
+from app.engine.tools import Deferral, ToolInvocation, ToolPort, ToolResult
 
 MAX_PARALLEL_TOOLS = 16
 
 
 class ToolBatch:
-    """Starts calls, at most `MAX_PARALLEL_TOOLS` at a time, and hands out results as they come.
+    """Prepares and runs calls, at most `MAX_PARALLEL_TOOLS` at a time, and hands out what becomes of them as it comes.
 
     Args:
         invocation: makes the port's argument of a call.
@@ -22,27 +23,50 @@ class ToolBatch:
         self._tools = tools
         self._invocation = invocation
         self._slots = asyncio.Semaphore(MAX_PARALLEL_TOOLS)
-        self._tasks: dict[asyncio.Task[ToolResult], int] = {}
+        self._tasks: dict[asyncio.Task[CallMove], int] = {}
+        self._news = asyncio.Event()
 
-    async def next_results(self, calls: Iterable[OpenCall]) -> tuple[tuple[int, ToolResult], ...]:
-        """Start those calls that are not under way, and wait until at least one has ended.
+    async def next_moves(self, calls: Iterable[OpenCall]) -> tuple[CallMove, ...]:
+        """Start those calls that are not under way, and wait until at least one has moved, or until `wake`.
 
         Returns:
-            (call index, result) of all that have ended, in the order of the calls.
+            what has become of calls, in their order; empty if woken before anything had.
         """
         under_way = set(self._tasks.values())
         for call in calls:
             if call.index not in under_way:
-                self._tasks[asyncio.create_task(self._run(call), name=f"tool-{call.call.name}")] = call.index
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        return tuple(sorted(((self._tasks.pop(task), task.result()) for task in done), key=lambda ended: ended[0]))
+                task = asyncio.create_task(self._run(call), name=f"tool-{call.call.name}")
+                self._tasks[task] = call.index
+                task.add_done_callback(lambda _: self._news.set())
+        await self._news.wait()
+        self._news.clear()
+        done = sorted((task for task in self._tasks if task.done()), key=self._tasks.__getitem__)
+        for task in done:
+            del self._tasks[task]
+        return tuple(task.result() for task in done)
+
+    def wake(self) -> None:
+        """Let `next_moves` return."""
+        self._news.set()
+
+    def under_way(self, index: int) -> bool:
+        """Whether the call has been begun here and not ended."""
+        return index in self._tasks.values()
+
+    def keep_only(self, indexes: set[int]) -> None:
+        """Cancel the calls that are open no more: their results came from elsewhere."""
+        for task in [task for task, index in self._tasks.items() if index not in indexes]:
+            del self._tasks[task]
+            task.cancel()
 
     def cancel(self) -> None:
         """Cancel what is still under way. Tools that do not listen are left behind; none of their results counts."""
-        for task in self._tasks:
-            task.cancel()
-        self._tasks = {}
+        self.keep_only(set())
 
-    async def _run(self, call: OpenCall) -> ToolResult:
+    async def _run(self, call: OpenCall) -> CallMove:
         async with self._slots:
-            return await self._tools.invoke(self._invocation(call))
+            if not call.judged:
+                prepared = await self._tools.prepare(self._invocation(call))
+                return Prepared(call.index, prepared) if isinstance(prepared, str) else Ended(call.index, prepared)
+            outcome: ToolResult | Deferral = await self._tools.invoke(self._invocation(call))
+        return Deferred(call.index, outcome) if isinstance(outcome, Deferral) else Ended(call.index, outcome)

@@ -11,12 +11,15 @@ from app.db import claims
 from app.db.database import Connection, Database
 from app.engine.ports import RunStore
 from app.engine.store_errors import StoreError, reason_of
+from app.event_bus.announce import announce_stopped
 from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Metrics
 from app.worker.executor import LocalExecutor
+from app.worker.expiry import EXPIRE_EVERY_S, expire_due
 from app.worker.lease import Lease
+from app.worker.watch import Watch
 
 CLAIM_BATCH = 20
 CLAIM_EVERY_S = 1.0
@@ -73,20 +76,24 @@ class Worker:
     def __init__(
         self,
         database: Database,
+        store: RunStore,
         executor: LocalExecutor,
         bus: PostgresBus,
         claim_loop: ClaimLoop,
         lease: Lease,
         lease_s: float,
         metrics: Metrics,
+        watch: Watch,
     ) -> None:
         self._database = database
+        self._store = store
         self._executor = executor
         self._bus = bus
         self._claim_loop = claim_loop
         self._lease = lease
         self._lease_s = lease_s
         self._metrics = metrics
+        self._watch = watch
         self._tasks: list[asyncio.Task[None]] = []
         self._strays: dict[str, int] = {}
         self._known: dict[str, int] = {}
@@ -102,13 +109,17 @@ class Worker:
             self._every("owned-runs", LOOK_EVERY_S, self._look_after_own_runs),
             self._every("read-runs", LOOK_EVERY_S, self._look_for_events),
             self._every("due-runs", LOOK_EVERY_S, self._promote_due),
+            self._every("expiry", EXPIRE_EVERY_S, lambda: expire_due(self._store, self._bus)),
             self._every("recovery", self._lease_s / 3, self._recover),
             self._every("sweep", SWEEP_EVERY_S, self._sweep),
         ]
+        for task in (self._bus.task, *self._tasks):
+            self._watch.over(task)
 
     async def stop(self, grace_s: float) -> None:
         """Drain: no new runs, each goes to its next commit or the end of `grace_s`, then back to the queue."""
         self._lease.draining = True
+        self._watch.stop()
         if self._tasks:
             self._tasks[0].cancel()
         await self._executor.drain(max(grace_s - 2.0, 0.1))
@@ -121,15 +132,21 @@ class Worker:
 
     async def _guard(self) -> None:
         """Let go of all runs before anyone else can take them for orphans."""
-        while True:
-            self._lease.tick()
-            held = self._lease.held()
-            if not held and self._executor.accepting:
-                log.error("lease_lost", runs=len(self._executor.under_way()))
-                self._metrics.lease_lost()
-                self._executor.drop_all()
-            self._executor.accepting = held and not self._lease.draining
-            await asyncio.sleep(GUARD_EVERY_S)
+        try:
+            while True:
+                self._lease.tick()
+                if not self._lease.beating():
+                    self._watch.lost("heartbeat")
+                held = self._lease.held()
+                if not held and self._executor.accepting:
+                    log.error("lease_lost", runs=len(self._executor.under_way()))
+                    self._metrics.lease_lost()
+                    self._executor.drop_all()
+                self._executor.accepting = held and not self._lease.draining
+                await asyncio.sleep(GUARD_EVERY_S)
+        finally:  # a lease that nobody looks after is none
+            self._executor.accepting = False
+            self._executor.drop_all()
 
     def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         async def loop() -> None:
@@ -149,15 +166,18 @@ class Worker:
         async with self._database.connection() as connection:
             owned = await claims.owned_runs(connection, self._executor.owner)
             mine = self._executor.under_way()
-            strays = {run_id: epoch for run_id, epoch in owned.items() if run_id not in mine}
+            strays = {run_id: run.epoch for run_id, run in owned.items() if run_id not in mine}
             # Seen twice with the same epoch: no claim that is only just being answered.
             certain = {run_id: epoch for run_id, epoch in strays.items() if self._strays.get(run_id) == epoch}
             self._strays = strays
             if certain:
                 await self._let_go(connection, certain)
         for run_id, epoch in self._known.items():
-            if run_id in mine and mine[run_id] == epoch and owned.get(run_id) != epoch:
+            run = owned.get(run_id)
+            if run_id in mine and mine[run_id] == epoch and (run is None or run.epoch != epoch):
                 self._executor.signal(run_id, epoch + 1)
+            elif run is not None:
+                self._executor.wake(run_id, run.wakes)
         self._known = mine
 
     async def _let_go(self, connection: Connection, runs: dict[str, int]) -> None:
@@ -197,7 +217,7 @@ class Worker:
             async with self._database.transaction() as connection:
                 stopped = await claims.poison(connection, run_id)
             self._metrics.run_ended(stopped.run.status, stopped.run.elapsed_s)
-            self._bus.publish(run_id, stopped.events)
+            announce_stopped(self._bus, stopped)
         self._metrics.runs_recovered(recovered)
         if recovered or poisoned:
             log.warning("runs_recovered", requeued=recovered, poisoned=len(poisoned))

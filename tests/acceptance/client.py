@@ -85,6 +85,33 @@ class Client:
             after = answer["next_cursor"]
         return found
 
+    async def put_agent(self, name: str, **settings: Any) -> None:
+        """PUT /agents/{name}, of the tests' model."""
+        answer = await self.http.put(f"/agents/{name}", json={"model": "openai/gpt-4o-mini", **settings})
+        assert answer.status_code in (200, 201), answer.text
+
+    async def interactions(self, run_id: str) -> list[Json]:
+        """All questions of a run, oldest first."""
+        answer = await self.http.get(f"/runs/{run_id}/interactions", params={"limit": 100})
+        return _checked(answer, 200)["items"]
+
+    async def answer(self, question: Json, decision: str, **body: Any) -> httpx.Response:
+        """POST the decision on a question."""
+        path = f"/runs/{question['run_id']}/interactions/{question['interaction_id']}"
+        return await self.http.post(path, json={"decision": decision, **body})
+
+    async def decide(self, question: Json, decision: str, **body: Any) -> Json:
+        """The same, where it is taken; the question after it."""
+        return _checked(await self.answer(question, decision, **body), 200)
+
+    async def post_result(self, run_id: str, tool_call_id: str, **body: Any) -> httpx.Response:
+        """POST the result of a tool call: an output or an error."""
+        return await self.http.post(f"/runs/{run_id}/tool-calls/{tool_call_id}/result", json=body)
+
+    async def deliver(self, run_id: str, tool_call_id: str, **body: Any) -> Json:
+        """The same, where it is taken."""
+        return _checked(await self.post_result(run_id, tool_call_id, **body), 200)
+
     async def messages(self, thread_id: str) -> list[Json]:
         answer = await self.http.get(f"/threads/{thread_id}/messages", params={"limit": 100})
         return _checked(answer, 200)["items"]

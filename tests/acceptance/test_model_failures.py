@@ -135,3 +135,25 @@ async def test_a_model_call_gives_up_on_a_silent_provider(client: Client, model:
     run = await client.create_and_wait(agent=an_agent(model_policies=impatient), input="Go.")
     assert (run["status"], run["error"]["code"]) == ("failed", "model_timeout")
     await model.saw_hang_up(2)
+
+
+async def test_what_no_row_can_hold_in_a_tools_name_or_id_ends_no_run(client: Client, model: Model) -> None:
+    call = {"id": "call\0 1", "name": "look\0up", "arguments": {}}
+    model.script(Reply(text="", tool_calls=[call], usage={"prompt_tokens": 2**63, "completion_tokens": 7}), Reply())
+    run = await client.create_and_wait(agent=an_agent(), input="Go.")
+    assert (run["status"], run["result"]["final_text"]) == ("completed", "Hello.")
+    (execution,) = run["result"]["tool_executions"]
+    assert (execution["tool_name"], execution["tool_call_id"], execution["success"]) == (
+        "look\ufffdup",
+        "call\ufffd 1",
+        False,
+    )
+
+
+async def test_an_answer_that_goes_on_for_ever_is_given_up(client: Client, model: Model) -> None:
+    chunk = {"choices": [{"index": 0, "delta": {"content": "on " * 20_000}, "finish_reason": None}]}
+    model.script(Reply(events=[chunk], endless=True))
+    run = await client.create_and_wait(agent=an_agent(model_policies={"retry": {"max_attempts": 1}}), input="Go.")
+    assert (run["status"], run["error"]["code"]) == ("failed", "invalid_response")
+    assert "longer than 16 MiB" in run["error"]["message"]
+    await model.saw_hang_up()

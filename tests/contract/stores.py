@@ -12,14 +12,17 @@ from uuid import UUID
 
 from app.db.claims import promote_due
 from app.db.database import Database
+from app.db.deletion import delete_run
 from app.db.memory import MemoryStore
 from app.db.run_store import PostgresRunStore
 from app.engine.agent import AgentDefinition, AgentVersion
-from app.engine.apply import ToolRecord, closing_event
+from app.engine.apply import closing_event
+from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType, StoredEvent
 from app.engine.limits import Limits
 from app.engine.messages import Message, Role, ToolCall
+from app.engine.moves import Stimuli
 from app.engine.ports import RunStore
 from app.engine.records import (
     Claim,
@@ -29,11 +32,13 @@ from app.engine.records import (
     Fence,
     NewRun,
     Opening,
+    Woken,
     Write,
 )
 from app.engine.state import Checkpoint, OpenCall, Phase, RunState, checkpoint_of
 from app.engine.status import RunStatus
-from app.engine.tools import ToolEffect, ToolResult
+from app.engine.tools import ToolResult
+from app.engine.transition import ToolRecord
 from app.engine.usage import Usage
 
 _ids = itertools.count(1)
@@ -58,11 +63,12 @@ STOPPED = RunError("stopped_by_test", "the test stopped it")
 class Subject:
     """A store that knows `OLD_AGENT` and `AGENT`, the latter as its agent's current version.
 
-    `promote_due` lets runs whose `start_after` has come join their threads' lines.
+    `promote_due` lets runs whose `start_after` has come join their threads' lines; `delete_run` removes a terminal run.
     """
 
     store: RunStore
     promote_due: Callable[[], Awaitable[list[str]]]
+    delete_run: Callable[[str], Awaitable[None]]
 
 
 class TickingClock:
@@ -85,7 +91,10 @@ def memory_subject() -> Subject:
     async def due() -> list[str]:
         return store.promote_due(clock())
 
-    return Subject(store, due)
+    async def delete(run_id: str) -> None:
+        store.delete_run(run_id)
+
+    return Subject(store, due, delete)
 
 
 async def postgres_subject(database: Database) -> Subject:
@@ -112,7 +121,11 @@ async def postgres_subject(database: Database) -> Subject:
         async with database.transaction() as connection:
             return await promote_due(connection, 100)
 
-    return Subject(PostgresRunStore(database), due)
+    async def delete(run_id: str) -> None:
+        async with database.transaction() as connection:
+            await delete_run(connection, run_id)
+
+    return Subject(PostgresRunStore(database), due, delete)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -183,21 +196,34 @@ class Owner:
     step: int = 1
     usage: Usage = field(default_factory=Usage)
     calls: tuple[OpenCall, ...] = ()
+    wakes: int = 0
 
     @property
     def run_id(self) -> str:
         return self.new.run_id
 
-    async def write(self, *events: Event, **parts: Any) -> Committed | None:
+    async def try_write(self, *events: Event, **parts: Any) -> Committed | Woken | None:
         """Any write at all."""
-        fields: dict[str, Any] = {"step": self.step, "usage": self.usage, "cost_usd": Decimal(0)}
+        fields: dict[str, Any] = {"step": self.step, "usage": self.usage, "cost_usd": Decimal(0), "wakes": self.wakes}
         write = Write(self.new.identity, events, **fields | parts)
         committed = await self.store.commit(self.fence, self.thread_key, write)
-        if committed is not None:
+        if isinstance(committed, Committed):
             self.fence = committed.fence
         return committed
 
-    async def _surely(self, *events: Event, **parts: Any) -> Committed:
+    async def write(self, *events: Event, **parts: Any) -> Committed | None:
+        """A write of an owner who has seen all that others have stored."""
+        committed = await self.try_write(*events, **parts)
+        assert not isinstance(committed, Woken), "others have stored something"
+        return committed
+
+    async def look(self) -> Stimuli:
+        """See what others have stored."""
+        stimuli = await self.store.stimuli(self.run_id)
+        self.wakes = stimuli.wakes
+        return stimuli
+
+    async def surely(self, *events: Event, **parts: Any) -> Committed:
         committed = await self.write(*events, **parts)
         assert committed is not None, "the fence was lost"
         return committed
@@ -209,7 +235,7 @@ class Owner:
             "start": self.new.input,
             "checkpoint": checkpoint_of(RunState()),
         }
-        return await self._surely(STARTED, **fields | parts)
+        return await self.surely(STARTED, **fields | parts)
 
     async def ask(self, *names: str, **parts: Any) -> Committed:
         """The model asked for calls of these tools; they are marked as started."""
@@ -222,14 +248,14 @@ class Owner:
             "checkpoint": self.checkpoint(Phase.EXECUTE_TOOLS),
             "opening": (Event(EventType.TOOL_BATCH_STARTED, self.step, {"tool_call_count": len(calls)}),),
         }
-        return await self._surely(answered(self.step), **fields | parts)
+        return await self.surely(answered(self.step), **fields | parts)
 
     async def end_call(self, index: int, outcome: ToolResult | None = None) -> Committed:
         """One call ended; the batch goes on."""
         ended = replace(self.calls[index], result=outcome or result())
         self.calls = tuple(ended if call.index == index else call for call in self.calls)
         event = Event(EventType.TOOL_COMPLETED, self.step, {"tool_call_id": ended.call.id})
-        return await self._surely(event, records=(ToolRecord(self.step, ended),))
+        return await self.surely(event, records=(ToolRecord(self.step, ended),))
 
     async def close_step(self, **parts: Any) -> Committed:
         """The batch is over and the next step begins: a step boundary."""
@@ -243,7 +269,7 @@ class Owner:
             "on_pause": (paused(self.step),),
             "step_closed": True,
         }
-        return await self._surely(Event(EventType.TOOL_COMPLETED, done, {}), **fields | parts)
+        return await self.surely(Event(EventType.TOOL_COMPLETED, done, {}), **fields | parts)
 
     async def finish(self, status: RunStatus = RunStatus.COMPLETED, text: str = "done", **parts: Any) -> Committed:
         """The last write, for any terminal status that an owner gives."""
@@ -255,7 +281,7 @@ class Owner:
             "result": {"final_text": text},
             "error": error,
         }
-        return await self._surely(answered(self.step, text), **fields | parts)
+        return await self.surely(answered(self.step, text), **fields | parts)
 
     async def say(self, *texts: str) -> Committed | DeltaOutcome:
         """Append text deltas."""
@@ -292,7 +318,7 @@ async def claim_only(store: RunStore, new: NewRun, owner: str = OWNER) -> Owner:
 
 
 def owner_of(store: RunStore, new: NewRun, claim: Claim) -> Owner:
-    return Owner(store, new, claim.fence, claim.thread_key)
+    return Owner(store, new, claim.fence, claim.thread_key, wakes=claim.wakes)
 
 
 async def run_in(store: RunStore, status: RunStatus, new: NewRun | None = None) -> NewRun:

@@ -12,6 +12,7 @@ from app.engine.records import IdempotencyKey
 from app.engine.status import RunStatus
 from app.engine.store_errors import LimitReached
 from tests.contract.stores import OWNER, a_run, create_started, events_of
+from tests.contract.waiting import parent_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -70,3 +71,28 @@ async def test_a_resume_is_checked_against_the_limits_of_the_service() -> None:
     await owner.finish(RunStatus.FAILED, messages=())
     with pytest.raises(LimitReached, match="max_llm_calls"):
         await store.resume(owner.run_id, None)
+
+
+async def test_the_time_of_a_child_run_begins_again_when_it_is_resumed() -> None:
+    clock = Clock()
+    store = MemoryStore(clock)
+    owner, (new,) = await parent_of(store, 1, deadline_s=60.0)
+    clock.now += timedelta(seconds=60)
+    await store.pause(owner.run_id)
+    assert (await store.expire(10)).stopped == ()
+    await store.resume(owner.run_id, None)
+    clock.now += timedelta(seconds=59)
+    assert (await store.expire(10)).stopped == ()
+    clock.now += timedelta(seconds=1)
+    assert [stopped.run.run_id for stopped in (await store.expire(10)).stopped] == [new.run_id]
+
+
+async def test_a_released_run_is_claimed_once_its_delay_is_over() -> None:
+    clock = Clock()
+    store = MemoryStore(clock)
+    owner = await create_started(store)
+    assert await store.release(owner.fence, 1.0, delay_s=5.0)
+    clock.now += timedelta(seconds=4.999)
+    assert await store.claim(OWNER, 10) == []
+    clock.now += timedelta(seconds=0.001)
+    assert len(await store.claim(OWNER, 10)) == 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 
 import orjson
 import pytest
 
-from app.engine.apply import ToolRecord
 from app.engine.events import ResumeReason
 from app.engine.messages import Role
 from app.engine.ports import RunStore
@@ -18,6 +18,7 @@ from app.engine.state import Phase
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound
 from app.engine.tools import ToolResult
+from app.engine.transition import ToolRecord
 from app.engine.usage import Usage
 from tests.contract.stores import (
     AGENT,
@@ -208,7 +209,8 @@ async def _writes_nothing(store: RunStore, owner: Owner) -> None:
     assert await owner.say("late") is DeltaOutcome.LOST
     assert not await store.release(owner.fence, 99.0)
     assert await picture() == before
-    assert await store.load(run_id) == loaded
+    again = await store.load(run_id)
+    assert replace(again, now=loaded.now) == loaded
 
 
 @pytest.mark.parametrize("status", [RunStatus.CANCELLED, RunStatus.INTERRUPTED])
@@ -331,6 +333,20 @@ async def test_a_released_run_is_queued_and_claimed_by_whoever_comes(store: RunS
     assert (run.status, run.owner, run.elapsed_s) == (RunStatus.QUEUED, None, 3.0)
     assert not await store.release(owner.fence, 3.0)
     await claim_only(store, owner.new, OTHER_OWNER)
+
+
+async def test_a_run_that_is_released_for_later_is_not_claimed_before(store: RunStore) -> None:
+    owner = await create_started(store)
+    assert await store.release(owner.fence, 3.0, delay_s=3600.0)
+    assert (await store.get(owner.run_id)).status is RunStatus.QUEUED
+    assert await store.claim(OTHER_OWNER, 10) == []
+
+
+async def test_a_load_tells_the_store_s_time(store: RunStore) -> None:
+    owner = await create_owned(store)
+    committed = await owner.start()
+    loaded = await store.load(owner.run_id)
+    assert timedelta() <= loaded.now - committed.events[-1].created_at < timedelta(minutes=1)
 
 
 async def test_unknown_runs_and_threads_are_not_found(store: RunStore) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from app import Agent, Runner, RunnerConfig, ToolContext, tool
+from app.db.memory import MemoryStore
 from app.engine.limits import Limits
 from app.engine.status import RunStatus
 from app.engine.store_errors import LimitReached, RunConflict, RunNotFound
@@ -64,15 +65,16 @@ async def test_a_stream_has_every_event_in_order_and_then_the_result() -> None:
 
 async def test_a_thread_remembers_and_a_second_run_waits_for_the_first() -> None:
     model = ScriptedModel([{"text": "noted"}])
-    runner = Runner(model_client=model)
+    store = MemoryStore()
+    runner = Runner(model_client=model, store=store)
     async with runner:
         first, second = await asyncio.gather(
             runner.run(adder(), user_message="one", thread_id="t"),
             runner.run(adder(), user_message="two", thread_id="t"),
         )
     assert first.state is second.state is RunStatus.COMPLETED
-    thread_key = (await runner.store.get(first.run_id)).thread_key
-    texts = [entry.message.text() for entry in await runner.store.messages_after(thread_key, 0)]
+    thread_key = (await store.get(first.run_id)).thread_key
+    texts = [entry.message.text() for entry in await store.messages_after(thread_key, 0)]
     assert texts == ["one", "noted", "two", "noted"]
 
 

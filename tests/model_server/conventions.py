@@ -6,12 +6,15 @@
     slow-60       headers at once, then nothing for 60 seconds
     wait-5        5 seconds, then "Done."
     error-503     that HTTP status
+    obey          what the last user message says: a JSON list of steps, each a list of [tool, arguments] to call at
+                  once, then "Done."; any other text is echoed
 
 Any other name echoes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -33,7 +36,10 @@ _EXAMPLES: dict[str, Any] = {
 
 def conventional_reply(body: Mapping[str, Any]) -> Reply:
     """The answer to a request by its model's name."""
-    match = _NUMBERED.fullmatch(str(body.get("model", "")))
+    model = str(body.get("model", ""))
+    match = _NUMBERED.fullmatch(model)
+    if model == "obey":
+        return _obeyed(body)
     if match is None:
         return Reply(text=_last_user_text(body))
     kind, number = match[1], float(match[2])
@@ -56,17 +62,37 @@ def _stream(pieces: int) -> Reply:
 
 
 def _tools(body: Mapping[str, Any], rounds: int) -> Reply:
-    done = 0
-    for message in reversed(body.get("messages", [])):
-        if message["role"] == "user":
-            break
-        done += message["role"] == "assistant"
+    done = _rounds(body)
     tools = body.get("tools") or []
     if done >= rounds or not tools:
         return Reply(text="All done.")
     function = tools[0]["function"]
     call_id = f"call_{uuid4().hex[:24]}"
     return Reply(text="", tool_calls=[{"id": call_id, "name": function["name"], "arguments": _arguments(function)}])
+
+
+def _obeyed(body: Mapping[str, Any]) -> Reply:
+    text, done = _last_user_text(body), _rounds(body)
+    if not text.startswith("[["):
+        return Reply(text=text)
+    steps = json.loads(text)
+    if done >= len(steps):
+        return Reply(text="Done.")
+    calls = [
+        {"id": f"call_{done + 1}_{place}", "name": name, "arguments": arguments}
+        for place, (name, arguments) in enumerate(steps[done], 1)
+    ]
+    return Reply(text="", tool_calls=calls)
+
+
+def _rounds(body: Mapping[str, Any]) -> int:
+    """How often the model has answered the last user message."""
+    done = 0
+    for message in reversed(body.get("messages", [])):
+        if message["role"] == "user":
+            break
+        done += message["role"] == "assistant"
+    return done
 
 
 def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Reply:
         first_chunk_delay_s: seconds between the headers and the first piece.
         chunk_delay_s: seconds before each further piece.
         end_delay_s: seconds between the last piece and the end of the body.
+        endless: send the pieces again and again, until the client leaves.
         hold: keep the connection open and silent after the pieces, until the client leaves.
         cut_after: break the connection after so many pieces.
         reset: break it by a TCP reset, which may take pieces with it that the client has not read yet.
@@ -54,6 +55,7 @@ class Reply:
     first_chunk_delay_s: float = 0.0
     chunk_delay_s: float = 0.0
     end_delay_s: float = 0.0
+    endless: bool = False
     hold: bool = False
     cut_after: int | None = None
     reset: bool = False

@@ -7,6 +7,7 @@ POST /reset forgets both.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import struct
 from collections import deque
@@ -130,7 +131,8 @@ class ModelServer:
         await response.prepare(request)
         if reply.first_chunk_delay_s:
             await asyncio.sleep(reply.first_chunk_delay_s)
-        for place, piece in enumerate(reply.pieces(model)):
+        pieces = reply.pieces(model)
+        for place, piece in enumerate(itertools.cycle(pieces) if reply.endless else pieces):
             if place == reply.cut_after:
                 break
             if place and reply.chunk_delay_s:

@@ -67,6 +67,7 @@ def test_tool_modules_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> No
         ("TELEMETRY", "otel", "'none'"),
         ("TOOL_MODULES", "a-b", "import path"),
         ("OPENAI_BASE_URL", "ftp://h", "http"),
+        ("HTTP_TOOLS", "maybe", "on or off"),
     ],
 )
 def test_a_bad_value_is_told_in_one_line_with_its_name_and_what_is_allowed(
@@ -81,6 +82,20 @@ def test_a_bad_value_is_told_in_one_line_with_its_name_and_what_is_allowed(
     assert "\n" not in told
 
 
+def test_http_tools_are_only_switched_on_together_with_their_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_TOOLS", "on")
+    with pytest.raises(SettingsError, match=r"^HTTP_TOOL_HOSTS: .* \* for any"):
+        Settings.load()
+    monkeypatch.setenv("HTTP_TOOL_HOSTS", "api.example.com, *.example.org")
+    assert Settings.load().http_tool_hosts == ("api.example.com", "*.example.org")
+
+
+def test_a_file_of_secrets_has_to_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECRETS_FILE", str(tmp_path / "none.yaml"))
+    with pytest.raises(SettingsError, match=r"^SECRETS_FILE: .* should be a file that exists$"):
+        Settings.load()
+
+
 @pytest.mark.parametrize("url", ["mysql://u:secret@h/n", "secret", "postgresql://u:secret@h:port/n"])
 @pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_DIRECT_URL"])
 def test_a_bad_database_url_is_told_without_its_password(name: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +106,6 @@ def test_a_bad_database_url_is_told_without_its_password(name: str, url: str, mo
 
 
 def test_secrets_stay_out_of_the_text_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@h/n")
-    assert "secret" not in repr(Settings.load())
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:hunter2@h/n")
+    assert "hunter2" not in repr(Settings.load())

@@ -94,8 +94,6 @@ async def delete_agent(request: Request, name: AgentNamePath) -> Response:
     responses=problems(),
 )
 async def list_tools(request: Request, query: Annotated[PageQuery, Query()]) -> Response:
-    """In the order of their names."""
-    specs = sorted(services_of(request).tools.specs(), key=lambda spec: spec.name)
-    rest = [spec for spec in specs if query.cursor is None or spec.name > query.cursor]
-    page = rest[: query.limit]
-    return page_answer([tool_object(spec) for spec in page], page[-1].name if len(rest) > len(page) else None)
+    """In the order of their names; not those that an agent declares for itself."""
+    page = services_of(request).tools.list(query.cursor, query.limit)
+    return page_answer([tool_object(spec) for spec in page.items], page.next_cursor)

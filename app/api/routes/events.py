@@ -45,9 +45,13 @@ async def stream_run_events(
     query: Annotated[RunStreamQuery, Query()],
     last_event_id: LastEventIdHeader = None,
 ) -> Response:
-    """From the start or from a place in the log, until the run is over. A reader comes back with its last id."""
+    """From the start or from a place in the log, until the run is over. A reader comes back with its last id.
+
+    With `subagents=true` also the events of the runs below it: the ids are then opaque, and the stream ends when these
+    are over too.
+    """
     if query.subagents:
-        raise InvalidRequest.at("the events of child runs are not available yet", "query", "subagents")
+        return await _with_subagents(request, run_id, query, last_event_id)
     after = _seq(last_event_id) if last_event_id else query.after
     events = await services_of(request).streams.open_run(
         run_id, after, types=query.wanted(), deltas=query.deltas, reconnect=after > 0
@@ -86,6 +90,15 @@ async def stream_thread_events(
         thread_id, last_event_id or None, types=query.wanted(), deltas=query.deltas
     )
     return event_stream(events)
+
+
+async def _with_subagents(request: Request, run_id: str, query: RunStreamQuery, last_event_id: str | None) -> Response:
+    if query.after > 0:
+        raise InvalidRequest.at("with subagents, come back with the Last-Event-ID instead", "query", "after")
+    events = await services_of(request).family_streams.open(
+        run_id, last_event_id or None, types=query.wanted(), deltas=query.deltas
+    )
+    return no_content() if events is None else event_stream(events)
 
 
 def _seq(last_event_id: str) -> int:

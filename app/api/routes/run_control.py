@@ -9,7 +9,7 @@ from starlette.responses import Response
 from app.api.answers import raw_answer
 from app.api.dependencies import services_of
 from app.api.errors import ProblemCode
-from app.api.openapi import of_bodies, problems
+from app.api.openapi import of_bodies
 from app.api.route import ApiRoute
 from app.api.schemas.queries import RunIdPath
 from app.api.schemas.run import Run, run_json
@@ -25,7 +25,7 @@ _AS_IT_WAS = RunResume()
     operation_id="pause_run",
     summary="Pause a run",
     response_model=Run,
-    responses=problems(ProblemCode.NOT_FOUND, ProblemCode.CONFLICT),
+    responses=of_bodies(ProblemCode.NOT_FOUND, ProblemCode.CONFLICT),
 )
 async def pause_run(request: Request, run_id: RunIdPath) -> Response:
     """At once, or, for a running one, at the end of its step: then it is answered with `pause_requested`."""
@@ -49,7 +49,7 @@ async def resume_run(request: Request, run_id: RunIdPath, body: RunResume = _AS_
     operation_id="cancel_run",
     summary="Cancel a run for good",
     response_model=Run,
-    responses=problems(ProblemCode.NOT_FOUND),
+    responses=of_bodies(ProblemCode.NOT_FOUND),
 )
 async def cancel_run(request: Request, run_id: RunIdPath) -> Response:
     """The run is answered cancelled already; one that is over stays as it is."""
@@ -61,7 +61,7 @@ async def cancel_run(request: Request, run_id: RunIdPath) -> Response:
     operation_id="interrupt_run",
     summary="Interrupt a run; it may be resumed",
     response_model=Run,
-    responses=problems(ProblemCode.NOT_FOUND),
+    responses=of_bodies(ProblemCode.NOT_FOUND),
 )
 async def interrupt_run(request: Request, run_id: RunIdPath) -> Response:
     """The run is answered interrupted already; one that is over stays as it is."""

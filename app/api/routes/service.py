@@ -36,7 +36,7 @@ async def healthz(request: Request) -> Response:
     responses=problems(),
 )
 async def readyz(request: Request) -> Response:
-    """503 with the reason while the database is away, migrations are missing, or the replica drains."""
+    """503 with the reason while the database is away, migrations are missing, or the replica drains or is broken."""
     reason = await services_of(request).health.unready_reason()
     return json_answer({"status": "ready"}) if reason is None else unavailable(request, reason)
 

@@ -8,8 +8,9 @@ from pydantic import Field
 
 from app.api.schemas.fields import EXAMPLE_TIME, JsonObject, Resource, Timestamp, example
 from app.engine.agent import AgentDefinition, AgentName, AgentSettings
-from app.engine.result import timestamp
-from app.engine.tools import ToolEffect, ToolSpec
+from app.engine.effects import ToolEffect
+from app.engine.timestamp import timestamp
+from app.engine.tools import ToolSpec
 from app.services.agents import AgentRecord
 
 _SETTINGS_EXAMPLE: JsonObject = {
@@ -73,7 +74,7 @@ class Tool(Resource):
     description: str
     parameters: JsonObject = Field(description="The JSON Schema of its arguments.")
     effect: ToolEffect = Field(description="What a call may do, and so whether it may be repeated.")
-    source: str
+    source: str = Field(description="`python`, `mcp`, and others that may come.")
 
 
 class ToolPage(Resource):

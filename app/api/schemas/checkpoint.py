@@ -8,7 +8,7 @@ from pydantic import Field
 
 from app.api.schemas.fields import EXAMPLE_TIME, JsonObject, Resource, Timestamp, example
 from app.api.schemas.thread import MESSAGE_EXAMPLE, Message, message_object
-from app.engine.result import timestamp
+from app.engine.timestamp import timestamp
 from app.services.run_queries import CheckpointDetail, CheckpointRecord
 
 _COUNTERS = ("llm_calls", "input_tokens", "output_tokens", "total_tokens", "cached_input_tokens", "reasoning_tokens")

@@ -6,7 +6,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Header, Path
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.api.schemas.fields import (
     AGENT_NAME_PATTERN,
@@ -17,7 +17,10 @@ from app.api.schemas.fields import (
     Moment,
     RequestModel,
 )
+from app.engine.events import EventType
+from app.engine.interactions import InteractionStatus
 from app.engine.status import RunStatus
+from app.services.family_stream import SUBAGENT_EVENT
 from app.services.run_queries import RunFilters
 
 _MAX_SEQ = 2**53 - 1
@@ -25,6 +28,8 @@ _UUID_PATTERN = r"^[0-9A-Fa-f]{8}-([0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}$"
 
 
 RunIdPath = Annotated[str, Path(description="A run's id.")]
+InteractionIdPath = Annotated[str, Path(description="An interaction's id.")]
+ToolCallIdPath = Annotated[str, Path(description="A tool call's id, as the run's events tell it.")]
 ThreadIdPath = Annotated[str, Path(pattern=THREAD_ID_PATTERN, description="A thread's id.")]
 AgentNamePath = Annotated[str, Path(pattern=AGENT_NAME_PATTERN, description="An agent's name.")]
 IdempotencyKeyHeader = Annotated[
@@ -32,7 +37,8 @@ IdempotencyKeyHeader = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=r"^[ -~]{1,255}$",
-        description="The same key and body within 24 hours answer with what was created the first time.",
+        description="The same key and body within 24 hours answer with what was created the first time, as long as "
+        "that is not deleted.",
     ),
 ]
 LastEventIdHeader = Annotated[
@@ -49,7 +55,21 @@ _Metadata = Annotated[
     list[Annotated[str, Field(pattern=r"^[^:]+:")]],
     Field(max_length=32, description="`KEY:VALUE`, all must hold; `metadata.KEY=VALUE` is the same."),
 ]
-_TypeNames = Annotated[str, Field(pattern=r"^[a-z_]+(,[a-z_]+)*$", max_length=2000)]
+_EVENT_TYPES = (*(kind.value for kind in EventType), SUBAGENT_EVENT)
+
+
+def _known_types(names: str) -> str:
+    unknown = [name for name in names.split(",") if name not in _EVENT_TYPES]
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no type of event; the types are: {', '.join(_EVENT_TYPES)}")
+    return names
+
+
+_TypeNames = Annotated[
+    str,
+    Field(pattern=r"^[a-z_]+(,[a-z_]+)*$", max_length=2000, examples=["run_completed,run_failed"]),
+    AfterValidator(_known_types),
+]
 _WaitS = Annotated[
     float, Field(ge=0, le=300, description="Seconds; the run is answered as it stands then."), FROM_DECIMAL
 ]
@@ -116,7 +136,15 @@ class StreamQuery(RequestModel):
 
 class RunStreamQuery(StreamQuery):
     after: _After = Field(default=0, description="The events after this seq; 0: from the start.")
-    subagents: _Flag = Field(default=False, description="Not available yet; true is refused.")
+    subagents: _Flag = Field(
+        default=False,
+        description="Whether the events of child runs, and of theirs, are sent too, each inside a `subagent_event`. "
+        "Ids are then opaque; `types` are those of the events inside, or all of them with `subagent_event`.",
+    )
+
+
+class InteractionListQuery(PageQuery):
+    status: list[InteractionStatus] = Field(default=[], description="Any of these; absent: all.")
 
 
 def metadata_of(pairs: list[str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 from pydantic import Field
@@ -11,8 +11,10 @@ from app.api.schemas.content import InputMessage
 from app.api.schemas.fields import EXAMPLE_RUN_ID, EXAMPLE_TIME, JsonObject, Metadata, Resource, Timestamp, example
 from app.engine.messages import Message, Role
 from app.engine.records import RunRecord
-from app.engine.result import agent_result, timestamp
+from app.engine.result import agent_result
+from app.engine.state import HoldKind
 from app.engine.status import RunStatus
+from app.engine.timestamp import timestamp
 
 _USAGE_EXAMPLE: JsonObject = {
     "llm_calls": 1,
@@ -102,14 +104,16 @@ class ToolExecutionRecord(Resource):
 
 
 class SubagentExecutionRecord(Resource):
+    """One delegation: the child run, and how it ended."""
+
     subagent_name: str
     run_id: str
     success: bool
     state: RunStatus
-    output_text: str
+    output_text: str | None
     error: str | None
     latency_ms: float | None
-    usage: Usage
+    usage: Usage = Field(description="Of the child run and of its own child runs.")
 
 
 class StateSnapshot(Resource):
@@ -142,8 +146,10 @@ class AgentResult(Resource):
 
 
 class WaitingFor(Resource):
-    kind: Literal["interaction", "tool_result", "child_run"]
-    id: str
+    """What a run waits for: somebody's answer, a result that somebody posts, or the end of a child run."""
+
+    kind: HoldKind
+    id: str = Field(description="The id of the interaction, the tool call or the child run.")
 
 
 class ForkedFrom(Resource):
@@ -161,7 +167,7 @@ class Run(Resource):
     agent_name: str
     agent_version: int | None = Field(description="Null for an inline definition.")
     status: RunStatus
-    waiting_for: list[WaitingFor]
+    waiting_for: list[WaitingFor] = Field(description="Empty unless the run is waiting.")
     pause_requested: bool
     step: int
     attempt: int
@@ -209,7 +215,7 @@ def run_object(run: RunRecord, *, with_result: bool = True) -> JsonObject:
         "agent_name": run.agent_name,
         "agent_version": run.agent_version,
         "status": run.status,
-        "waiting_for": [],
+        "waiting_for": [dict(entry) for entry in run.waiting_for],
         "pause_requested": run.pause_requested,
         "step": run.step,
         "attempt": run.attempt,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
 from app.api.schemas.content import RunInput, messages_of
 from app.api.schemas.fields import AgentRef, JsonObject, Metadata, Moment, RequestModel, ThreadId, example
-from app.engine.agent import AgentDefinition, AgentOverrides, ModelSettings, ToolNames
+from app.engine.agent import AgentDefinition, AgentOverrides, InteractionMode, ModelSettings, ToolNames
 from app.engine.limits import Limits
 from app.engine.records import OnBusyThread, OnDisconnect
 from app.services.runs import CreateRun
@@ -46,7 +46,10 @@ class RunCreate(RequestModel):
     on_busy_thread: OnBusyThread = Field(
         default=OnBusyThread.ENQUEUE, description="What to do while another run has the thread."
     )
-    interaction_mode: Literal["headless"] = "headless"
+    interaction_mode: InteractionMode | None = Field(
+        default=None,
+        description="Who answers the run's questions: nobody, or somebody outside. Instead of the agent's.",
+    )
     on_disconnect: OnDisconnect = Field(
         default=OnDisconnect.CONTINUE,
         description="What becomes of the run when the caller of /runs/wait or /runs/stream goes away.",
@@ -78,6 +81,7 @@ class RunCreate(RequestModel):
             tools=self.tools,
             model_settings=self.model_settings,
             limits=self.limits,
+            interaction_mode=self.interaction_mode,
         )
 
 

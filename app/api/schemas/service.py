@@ -8,8 +8,8 @@ from app.api.schemas.fields import JsonObject, Resource, example
 
 _INFO_EXAMPLE: JsonObject = {
     "version": "0.1.0",
-    "capabilities": ["runs", "threads", "agents", "events"],
-    "limits": {"max_steps": 20},
+    "capabilities": ["runs", "streams", "threads", "agents", "interactions", "subagents"],
+    "limits": {"max_steps": 20, "max_subagent_depth": 3},
     "model_clients": ["openai", "demo", "litellm"],
 }
 METRICS_EXAMPLE = (

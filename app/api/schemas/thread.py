@@ -20,7 +20,7 @@ from app.api.schemas.fields import (
 )
 from app.engine.messages import Message as EngineMessage
 from app.engine.messages import Role
-from app.engine.result import timestamp
+from app.engine.timestamp import timestamp
 from app.services.threads import MessageRecord, ThreadRecord
 
 THREAD_EXAMPLE: JsonObject = {

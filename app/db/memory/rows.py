@@ -1,22 +1,25 @@
-"""What the store without a database keeps: threads, runs and their tool calls, as plain mutable rows."""
+"""What the store without a database keeps: threads and runs, as plain mutable rows."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from app.db.memory.calls import CallRow
+from app.db.memory.interactions import InteractionRow, interaction_row
 from app.engine.agent import AgentOverrides
-from app.engine.apply import ToolRecord
 from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, StoredEvent, encode
+from app.engine.interactions import InteractionStatus, NewInteraction
 from app.engine.messages import Message, ThreadMessage
-from app.engine.records import Claim, Fence, Loaded, NewRun, RunRecord, ToolExecution
+from app.engine.records import Claim, Fence, NewRun
 from app.engine.state import Checkpoint, OpenCall, Phase
 from app.engine.status import RunStatus
+from app.engine.transition import ToolRecord
 from app.engine.usage import Usage
 
 
@@ -45,22 +48,13 @@ class ThreadRow:
 
 
 @dataclass(slots=True)
-class CallRow:
-    """A tool call: asked for, started (the record of intent), ended."""
-
-    step: int
-    call: OpenCall
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-
-
-@dataclass(slots=True)
 class RunRow:
     """One execution. `epoch`, `write_no` and `status` are the fence.
 
     `ordinal` is its place in the thread's line; a run with `start_after` has none until it is due. Of the
     checkpoints only the last is kept: `checkpoint_seq` is the last event committed with it, `message_seq` the
-    last message of the thread as of then.
+    last message of the thread as of then. `spent_before` is usage and cost as they were before those of child runs
+    that ended with this one were added. A child run is interrupted at `deadline_at`, unless it is paused then.
     """
 
     new: NewRun
@@ -74,11 +68,13 @@ class RunRow:
     owner: str | None = None
     epoch: int = 0
     write_no: int = 0
+    wakes: int = 0
     attempt: int = 0
     resume_reason: ResumeReason | None = None
     step: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: Decimal | None = Decimal(0)
+    spent_before: tuple[Usage, Decimal | None] | None = None
     elapsed_s: float = 0.0
     wall_from_s: float = 0.0
     result: dict[str, Any] | None = None
@@ -92,11 +88,18 @@ class RunRow:
         0  # as `checkpoint_seq`, of the last checkpoint before a model call: the open step's text is behind it
     )
     message_seq: int = 0
+    deadline_at: datetime | None = None
+    waiting_for: tuple[Mapping[str, str], ...] = ()
     calls: dict[tuple[int, int], CallRow] = field(default_factory=dict[tuple[int, int], CallRow])
+    interactions: dict[str, InteractionRow] = field(default_factory=dict[str, InteractionRow])
 
     @property
     def run_id(self) -> str:
         return self.new.run_id
+
+    @property
+    def parent_run_id(self) -> str | None:
+        return None if self.new.lineage is None else self.new.lineage.parent_run_id
 
     @property
     def holds_thread(self) -> bool:
@@ -132,86 +135,39 @@ class RunRow:
         for record in records:
             place = (record.step, record.call.index)
             known = self.calls.get(place)
-            started_at = None if known is None else known.started_at
-            if started_at is None and record.call.started:
-                started_at = now
-            finished_at = None if record.call.result is None else now
-            self.calls[place] = CallRow(record.step, record.call, started_at, finished_at)
+            if known is None or known.call.call.id != record.call.call.id:
+                # A step that is asked anew has other calls in the same places.
+                known = self.calls[place] = CallRow(record.step, record.call)
+            known.save(record.call, now)
 
     def step_calls(self, step: int) -> tuple[OpenCall, ...]:
         """The calls recorded for a step, in the order in which the model asked for them."""
         return tuple(self.calls[place].call for place in sorted(self.calls) if place[0] == step)
 
+    def open_calls(self) -> list[CallRow]:
+        """The calls without a result of the step that the run goes on with, in order; none before a model call."""
+        checkpoint = self.checkpoint
+        if checkpoint is None or checkpoint.phase in (Phase.CALL_MODEL, Phase.FINISH):
+            return []
+        rows = [self.calls[place] for place in sorted(self.calls) if place[0] == checkpoint.step]
+        return [row for row in rows if row.open]
+
+    def begin_deadline(self, now: datetime) -> None:
+        """Let the time of a child run begin: at its creation, and again when it is resumed."""
+        if self.new.lineage is not None:
+            self.deadline_at = now + timedelta(seconds=self.new.lineage.deadline_s)
+
+    def ask(self, questions: Iterable[NewInteraction], now: datetime) -> None:
+        for question in questions:
+            self.interactions[question.interaction_id] = interaction_row(self.run_id, question, now)
+
+    def close(self, interaction_ids: Iterable[str], now: datetime) -> None:
+        """Let questions go that need no answer any more; such that have one keep it."""
+        for interaction_id in interaction_ids:
+            row = self.interactions.get(interaction_id)
+            if row is not None and row.pending:
+                row.end(InteractionStatus.CLOSED, None, now)
+
     def claim_of(self, opened: bool = False) -> Claim:
         seq = self.message_seq if opened else 0
-        return Claim(self.fence, self.thread.thread_key, self.attempt, opened=opened, message_seq=seq)
-
-    def loaded(self) -> Loaded:
-        checkpoint = self.checkpoint
-        return Loaded(
-            run=self.record(with_tools=True),
-            agent=self.new.agent,
-            checkpoint=checkpoint,
-            checkpoint_seq=self.checkpoint_seq,
-            calls=() if checkpoint is None else self.step_calls(checkpoint.step),
-            messages=tuple(self.thread.after(0)),
-            resume_reason=None if checkpoint is None else self.resume_reason,
-            elapsed_s=self.elapsed_s,
-            wall_from_s=self.wall_from_s,
-        )
-
-    def tool_executions(self) -> tuple[ToolExecution, ...]:
-        return tuple(_tool_execution(self.calls[place]) for place in sorted(self.calls))
-
-    def record(self, *, with_tools: bool = False) -> RunRecord:
-        new = self.new
-        return RunRecord(
-            run_id=new.run_id,
-            tenant_id=new.tenant_id,
-            thread_id=new.thread_id,
-            thread_key=self.thread.thread_key,
-            agent_name=new.agent.definition.name,
-            agent_version=new.agent.version,
-            status=self.status,
-            pause_requested=self.pause_requested,
-            step=self.step,
-            attempt=self.attempt,
-            last_event_seq=len(self.events),
-            input=new.input,
-            context=new.context,
-            metadata=new.metadata,
-            overrides=self.overrides,
-            requested_model=self.overrides.model or new.agent.definition.model,
-            user_id=new.user_id,
-            parent_run_id=None,
-            on_disconnect=new.on_disconnect,
-            usage=self.usage,
-            cost_usd=self.cost_usd,
-            elapsed_s=self.elapsed_s,
-            created_at=self.created_at,
-            started_at=self.started_at,
-            finished_at=self.finished_at,
-            result=self.result,
-            error=self.error,
-            owner=self.owner,
-            epoch=self.epoch,
-            tool_executions=self.tool_executions() if with_tools else None,
-        )
-
-
-def _tool_execution(row: CallRow) -> ToolExecution:
-    call, result = row.call.call, row.call.result
-    return ToolExecution(
-        step=row.step,
-        call_index=row.call.index,
-        tool_call_id=call.id,
-        tool_name=call.name,
-        arguments=call.arguments,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        success=None if result is None else result.success,
-        output=None if result is None else result.output,
-        error=None if result is None else result.error,
-        latency_ms=None if result is None else result.latency_ms,
-        replayed=result is not None and result.replayed,
-    )
+        return Claim(self.fence, self.thread.thread_key, self.attempt, opened=opened, message_seq=seq, wakes=self.wakes)

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
-from app.db.memory import steering
+from app.db.memory import children, expiry, steering, stimuli, writing
+from app.db.memory.reading import loaded, record
 from app.db.memory.rows import RunRow, ThreadRow
 from app.db.memory.tables import KeyRow, Tables
 from app.engine.agent import AgentVersion
 from app.engine.errors import RunError
-from app.engine.events import Event, ResumeReason, StoredEvent
+from app.engine.events import ResumeReason, StoredEvent
+from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import Limits, RunLimits
 from app.engine.messages import ThreadMessage
+from app.engine.moves import Stimuli
 from app.engine.records import (
     Claim,
     Committed,
     Created,
     DeltaOutcome,
     DeltaWrite,
+    Expired,
     Fence,
     Loaded,
     NewRun,
     OnBusyThread,
     Opening,
+    Resolved,
     RunRecord,
+    Stimulated,
     Stopped,
+    Woken,
     Write,
 )
 from app.engine.status import RunStatus
-from app.engine.store_errors import AgentChanged, IdempotencyMismatch, ThreadBusy
+from app.engine.store_errors import AgentChanged, IdempotencyMismatch, RunConflict, ThreadBusy
 
 _KEY_LIFETIME = timedelta(hours=24)
 
@@ -63,6 +70,22 @@ class MemoryStore:
             self._tables.join_line(row, now)
         return [row.run_id for row in due]
 
+    def delete_run(self, run_id: str) -> None:
+        """Remove a terminal run and its child runs. The messages that they wrote stay in their threads.
+
+        Raises:
+            RunNotFound: there is no such run.
+            RunConflict: it is not terminal, or its parent may have to take in how it ended.
+        """
+        row = self._tables.run(run_id)
+        if not row.status.terminal:
+            raise RunConflict(f"the run is {row.status}: cancel it before it is deleted", row.status)
+        parent = None if row.parent_run_id is None else self._tables.runs.get(row.parent_run_id)
+        if parent is not None and children.may_need(self._tables, parent, row):
+            text = f"its parent run {parent.run_id} may go on and need it: delete that, when it is over"
+            raise RunConflict(text, row.status)
+        self._tables.forget(row)
+
     # --- creating -------------------------------------------------------------------------------------------
 
     async def create(self, new: NewRun, *, owner: str | None) -> Created:
@@ -79,19 +102,18 @@ class MemoryStore:
         scheduled = new.start_after is not None
         stopped = () if scheduled or thread is None else self._make_way(new, thread)
         thread = thread or tables.add_thread(new.tenant_id, new.thread_id, new.thread_key)
-        row = RunRow(new, thread, new.overrides, created_at=now, available_at=new.start_after or now)
-        tables.add_run(row)
+        row = tables.add_run(new, thread, now)
         if new.idempotency is not None:
             key = (new.tenant_id, new.idempotency.key)
             tables.keys[key] = KeyRow(new.idempotency.request_hash, new.run_id, now)
         if not scheduled:
             tables.join_line(row, now)
         if owner is None or not row.holds_thread:
-            return Created(row.record(with_tools=True), stopped=stopped)
+            return Created(record(tables, row), stopped=stopped)
         tables.take(row, owner, now)
         events = () if new.opening is None else self._open(row, new.opening, now)
         claim = row.claim_of(opened=new.opening is not None)
-        return Created(row.record(with_tools=True), claim, events=events, stopped=stopped)
+        return Created(record(tables, row), claim, events=events, stopped=stopped)
 
     def _created_before(self, new: NewRun, owner: str | None) -> Created | None:
         """The answer to a create that was sent before: this very one, or one with the same key."""
@@ -100,7 +122,7 @@ class MemoryStore:
         if row is not None:
             untouched = owner is not None and row.owner == owner and (row.attempt, row.write_no) == (1, 0)
             claim = row.claim_of(opened=new.opening is not None) if untouched else None
-            return Created(row.record(with_tools=True), claim, events=tuple(row.events) if untouched else ())
+            return Created(record(tables, row), claim, events=tuple(row.events) if untouched else ())
         if new.idempotency is None:
             return None
         known = tables.keys.get((new.tenant_id, new.idempotency.key))
@@ -108,7 +130,7 @@ class MemoryStore:
             return None
         if known.request_hash != new.idempotency.request_hash:
             raise IdempotencyMismatch("the idempotency key was used with another request")
-        return Created(tables.run(known.run_id).record(with_tools=True), replayed=True)
+        return Created(record(tables, tables.run(known.run_id)), replayed=True)
 
     def _make_way(self, new: NewRun, thread: ThreadRow) -> tuple[Stopped, ...]:
         """Deal with the thread's holder as the new run asks."""
@@ -146,46 +168,24 @@ class MemoryStore:
         return [row.claim_of() for row in rows]
 
     async def load(self, run_id: str) -> Loaded:
-        return self._tables.run(run_id).loaded()
+        return loaded(self._tables, self._tables.run(run_id))
 
     async def messages_after(self, thread_key: str, seq: int) -> list[ThreadMessage]:
         thread = self._tables.threads.get(thread_key)
         return [] if thread is None else thread.after(seq)
 
-    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | None:
+    async def team(self, tenant_id: str, names: Sequence[str]) -> Mapping[str, AgentVersion]:
+        known = self._tables.current_versions
+        return {name: known[tenant_id, name] for name in names if (tenant_id, name) in known}
+
+    async def stimuli(self, run_id: str) -> Stimuli:
+        return stimuli.stimuli_of(self._tables, self._tables.run(run_id))
+
+    async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | Woken | None:
         row = self._tables.runs.get(fence.run_id)
         if row is None or not row.held_by(fence):
             return None
-        now = self._tables.clock()
-        pauses = row.pause_requested and write.on_pause is not None
-        tail: tuple[Event, ...] = (write.on_pause or ()) if pauses else write.opening
-        row.write_no += 1
-        row.step, row.elapsed_s = write.step, write.elapsed_s
-        row.usage, row.cost_usd = write.usage, write.cost_usd
-        row.save_calls(write.records, now)
-        messages = (*write.start, *write.messages)
-        row.thread.append(messages, row.run_id)
-        message_seq = row.thread.last_seq if messages else None
-        if write.checkpoint is not None:
-            seq = len(row.events) + len(write.events)
-            row.save_checkpoint(write.checkpoint, seq, message_seq or write.message_seq)
-        events = row.append_events((*write.events, *tail), now)
-        promoted = self._move(row, write, RunStatus.PAUSED if pauses else write.status, now)
-        first = None if message_seq is None else message_seq - len(messages) + 1
-        return Committed(row.fence, events, row.status, first, message_seq, promoted)
-
-    def _move(self, row: RunRow, write: Write, status: RunStatus, now: datetime) -> str | None:
-        """Take a run to the status that a write gives it; the id of the run that gets its slot."""
-        if status.terminal:
-            self._tables.end(row, status, write.result, write.error, now)
-            return self._tables.promote(row.thread, now)
-        row.status = status
-        if status is RunStatus.PAUSED:
-            row.pause_requested = False
-            row.resume_reason = ResumeReason.PAUSE
-        if status is not RunStatus.RUNNING:
-            row.owner = None
-        return None
+        return Woken() if row.wakes > write.wakes else writing.commit(self._tables, row, write)
 
     async def append_deltas(self, batch: Sequence[DeltaWrite]) -> list[Committed | DeltaOutcome]:
         return [self._append_delta(write, self._tables.clock()) for write in batch]
@@ -197,7 +197,7 @@ class MemoryStore:
         row.write_no += 1
         return Committed(row.fence, row.append_events(write.events, now), row.status)
 
-    async def release(self, fence: Fence, elapsed_s: float) -> bool:
+    async def release(self, fence: Fence, elapsed_s: float, *, delay_s: float = 0.0) -> bool:
         row = self._tables.runs.get(fence.run_id)
         if row is None or not row.held_by(fence):
             return False
@@ -205,10 +205,10 @@ class MemoryStore:
         row.owner = None
         row.resume_reason = ResumeReason.DRAIN
         row.elapsed_s = elapsed_s
-        row.available_at = self._tables.clock()
+        row.available_at = self._tables.clock() + timedelta(seconds=delay_s)
         return True
 
-    # --- steering and reading -------------------------------------------------------------------------------
+    # --- steering -------------------------------------------------------------------------------------------
 
     async def stop(self, run_id: str, status: RunStatus, reason: RunError) -> Stopped:
         return steering.stop(self._tables, self._tables.run(run_id), status, reason)
@@ -219,8 +219,24 @@ class MemoryStore:
     async def resume(self, run_id: str, limits: Limits | None) -> Stopped:
         return steering.resume(self._tables, self._tables.run(run_id), limits)
 
+    # --- what others store ----------------------------------------------------------------------------------
+
+    async def answer(self, run_id: str, interaction_id: str, answer: Answer) -> Resolved:
+        return stimuli.answer(self._tables, self._tables.run(run_id), interaction_id, answer)
+
+    async def post_result(self, run_id: str, tool_call_id: str, output: str | None, error: str | None) -> Stimulated:
+        return stimuli.post_result(self._tables, self._tables.run(run_id), tool_call_id, output, error)
+
+    async def expire(self, limit: int) -> Expired:
+        return expiry.expire(self._tables, limit)
+
+    # --- reading --------------------------------------------------------------------------------------------
+
     async def get(self, run_id: str, *, with_tools: bool = True) -> RunRecord:
-        return self._tables.run(run_id).record(with_tools=with_tools)
+        return record(self._tables, self._tables.run(run_id), with_tools=with_tools)
+
+    async def interactions(self, run_id: str) -> list[InteractionRecord]:
+        return [asked.record for asked in self._tables.run(run_id).interactions.values()]
 
     async def read_events(self, run_id: str, after: int, limit: int) -> list[StoredEvent]:
         row = self._tables.runs.get(run_id)

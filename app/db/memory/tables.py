@@ -11,6 +11,7 @@ from app.db.memory.rows import RunRow, ThreadRow
 from app.engine.agent import AgentVersion
 from app.engine.errors import RunError
 from app.engine.limits import RunLimits
+from app.engine.records import NewRun
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound
 
@@ -36,6 +37,7 @@ class Tables:
         self.thread_keys: dict[tuple[str, str], str] = {}
         self.current_versions: dict[tuple[str, str], AgentVersion] = {}
         self.keys: dict[tuple[str, str], KeyRow] = {}
+        self._children: dict[str, list[RunRow]] = {}
 
     def run(self, run_id: str) -> RunRow:
         """Raises: RunNotFound."""
@@ -53,8 +55,26 @@ class Tables:
         self.thread_keys[tenant_id, thread_id] = thread_key
         return thread
 
-    def add_run(self, row: RunRow) -> None:
+    def add_run(self, new: NewRun, thread: ThreadRow, now: datetime) -> RunRow:
+        """The row of a new run, which is queued and not yet in its thread's line."""
+        row = RunRow(new, thread, new.overrides, created_at=now, available_at=new.start_after or now)
+        row.begin_deadline(now)
         self.runs[row.run_id] = self.active[row.run_id] = row
+        if row.parent_run_id is not None:
+            self._children.setdefault(row.parent_run_id, []).append(row)
+        return row
+
+    def children(self, row: RunRow) -> tuple[RunRow, ...]:
+        """The child runs of a run, oldest first, whatever has become of them."""
+        return tuple(self._children.get(row.run_id, ()))
+
+    def forget(self, row: RunRow) -> None:
+        """Remove a run with its child runs; their messages stay in their threads."""
+        for child in self._children.pop(row.run_id, []):
+            self.forget(child)
+        if row.parent_run_id in self._children:
+            self._children[row.parent_run_id].remove(row)
+        del self.runs[row.run_id]
 
     def join_line(self, row: RunRow, now: datetime) -> None:
         """Give a queued run the slot if that is free; else it waits in line, where it stood if it did."""
@@ -101,13 +121,14 @@ class Tables:
         error: RunError | None,
         now: datetime,
     ) -> None:
-        """Make a run terminal and free its slot; the caller says who takes it."""
+        """Make a run terminal, close its questions and free its slot; the caller says who takes it."""
         row.status = status
         row.owner = None
         row.pause_requested = False
         row.result = None if result is None else dict(result)
         row.error = error
         row.finished_at = now
+        row.close(row.interactions, now)
         del self.active[row.run_id]
         if row.holds_thread:
             row.thread.holder = None

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Result, Row, Select, select, update
+from sqlalchemy import JSON, Result, Row, Select, Text, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -99,6 +99,20 @@ async def add_version(
     return _row(added.one())
 
 
+async def lock_teams(session: AsyncSession) -> None:
+    """Make whoever else changes who delegates to whom wait for the end of this transaction.
+
+    Two changes that each fit by themselves could otherwise make a circle together.
+    """
+    await session.execute(select(func.pg_advisory_xact_lock(_TEAMS_LOCK)))
+
+
+async def teams(session: AsyncSession, tenant_id: str, names: Sequence[str]) -> dict[str, list[str]]:
+    """The subagents of these agents, of those, and so on, by name; agents that are not there are left out."""
+    rows = await session.execute(_TEAMS, {"tenant_id": tenant_id, "names": list(names)})
+    return {row.name: row.subagents for row in rows}
+
+
 async def keep_inline(
     session: AsyncSession, version_id: UUID, tenant_id: str, definition: AgentDefinition, content_hash: str
 ) -> UUID:
@@ -135,6 +149,22 @@ async def delete_missing_files(session: AsyncSession, tenant_id: str, names: Col
     )
     return gone.all()
 
+
+_TEAMS_LOCK = 0x7465616D73  # "teams"
+
+_TEAMS = text(
+    """WITH RECURSIVE named AS (
+           SELECT unnest(CAST(:names AS text[])) AS name
+           UNION
+           SELECT json_array_elements_text(v.definition->'subagents')
+           FROM named
+           JOIN agents a ON a.tenant_id = :tenant_id AND a.name = named.name AND NOT a.deleted
+           JOIN agent_versions v ON v.version_id = a.version_id AND v.definition->'subagents' IS NOT NULL)
+       SELECT a.name, COALESCE(v.definition->'subagents', '[]') AS subagents
+       FROM named
+       JOIN agents a ON a.tenant_id = :tenant_id AND a.name = named.name AND NOT a.deleted
+       JOIN agent_versions v ON v.version_id = a.version_id"""
+).columns(name=Text, subagents=JSON)
 
 _COLUMNS = (
     AgentVersion.version_id,

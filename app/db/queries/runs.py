@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, all_, any_, delete, literal, select, text
+from sqlalchemy import ColumnElement, all_, any_, delete, exists, literal, null, select, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import UUID as PgUuid
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute, defer
+from sqlalchemy.orm import InstrumentedAttribute, aliased, defer
 
-from app.db.models import Checkpoint, Run, RunEvent, ToolExecution
+from app.db.models import Checkpoint, Interaction, Run, RunEvent, ToolExecution
 from app.engine.agent import AgentOverrides
 from app.engine.errors import RunError
 from app.engine.messages import Message
@@ -85,6 +85,25 @@ async def family(session: AsyncSession, thread_key: UUID) -> list[tuple[UUID, UU
     return [(row.run_id, row.thread_key) for row in rows]
 
 
+async def needed_by(session: AsyncSession, run_ids: Sequence[UUID]) -> Run | None:
+    """A run, none of these, that may have to take in how one of them ended: see `family.may_need`."""
+    parent = aliased(Run)
+    awaited = exists().where(
+        ToolExecution.run_id == parent.run_id,
+        ToolExecution.child_run_id == Run.run_id,
+        ToolExecution.outcome.is_(null()),
+    )
+    over = [status.value for status in RunStatus if status.terminal]
+    resumable = [RunStatus.FAILED.value, RunStatus.INTERRUPTED.value]
+    found = (
+        select(parent)
+        .join(Run, Run.parent_run_id == parent.run_id)
+        .where(among(Run.run_id, run_ids), parent.run_id != all_(_array(run_ids)))
+        .where(parent.status.not_in(over) | (parent.status.in_(resumable) & awaited))
+    )
+    return await session.scalar(found.limit(1))
+
+
 async def shared_threads(session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]) -> set[UUID]:
     """Those of the threads that also have runs other than the named ones."""
     others = select(Run.thread_key).where(among(Run.thread_key, thread_keys), Run.run_id != all_(_array(run_ids)))
@@ -92,9 +111,9 @@ async def shared_threads(session: AsyncSession, thread_keys: Sequence[UUID], run
 
 
 async def delete_runs(session: AsyncSession, run_ids: Iterable[UUID]) -> None:
-    """Delete runs with their events, checkpoints and tool executions."""
+    """Delete runs with their events, checkpoints, tool executions and interactions."""
     ids = list(run_ids)
-    for table in (RunEvent, Checkpoint, ToolExecution, Run):
+    for table in (RunEvent, Checkpoint, ToolExecution, Interaction, Run):
         await session.execute(delete(table).where(among(table.run_id, ids)))
 
 
@@ -109,6 +128,7 @@ def _array(ids: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
 
 def _listed(row: Run) -> RunRecord:
     entries: list[dict[str, Any]] = row.input
+    status = RunStatus(row.status)
     return RunRecord(
         run_id=str(row.run_id),
         tenant_id=row.tenant_id,
@@ -116,7 +136,7 @@ def _listed(row: Run) -> RunRecord:
         thread_key=str(row.thread_key),
         agent_name=row.agent_name,
         agent_version=row.agent_version,
-        status=RunStatus(row.status),
+        status=status,
         pause_requested=row.control == "pause",
         step=row.step,
         attempt=row.attempt,
@@ -139,4 +159,9 @@ def _listed(row: Run) -> RunRecord:
         error=None if row.error is None else RunError.from_dict(row.error),
         owner=None if row.owner is None else str(row.owner),
         epoch=row.epoch,
+        wakes=row.wakes,
+        waiting_for=tuple(row.waiting_for or ()) if status is RunStatus.WAITING else (),
+        agent_depth=row.agent_depth,
+        agent_path=row.agent_path,
+        root_run_id=str(row.root_run_id),
     )

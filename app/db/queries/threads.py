@@ -43,6 +43,12 @@ async def lock(session: AsyncSession, tenant_id: str, thread_id: str) -> Thread 
     return await session.scalar(_named(tenant_id, thread_id).with_for_update())
 
 
+async def lock_all(session: AsyncSession, thread_keys: Sequence[UUID]) -> None:
+    """Lock threads, before rows of their runs are."""
+    query = select(Thread.thread_key).where(among(Thread.thread_key, thread_keys))
+    await session.execute(query.order_by(Thread.thread_key).with_for_update())
+
+
 async def page(
     session: AsyncSession, tenant_id: str, metadata: Mapping[str, str], before: UUID | None, limit: int
 ) -> Sequence[Thread]:

@@ -18,11 +18,24 @@ from tests.conftest import database_of
 Fits = Callable[[str, httpx.Response], Any]
 
 
+# What `scripted/lead` says: it delegates twice at once, and reports.
+LEAD = """
+- tool_calls:
+    - {name: delegate_to_calculator, arguments: {task: "What is 2 * 3?"}, id: left}
+    - {name: delegate_to_calculator, arguments: {task: "What is 4 * 5?"}, id: right}
+- text: "They say: {{ last_tool_output }}"
+"""
+
+
 @pytest.fixture(scope="session")
-def service(postgres_server: str) -> Iterator[Service]:
+def service(postgres_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     name = f"contract_{os.getpid()}"
+    folder = tmp_path_factory.mktemp("service")
+    scripts = folder / "agents" / "scripts"
+    scripts.mkdir(parents=True)
+    (scripts / "lead.yaml").write_text(LEAD)
     asyncio.run(_execute(postgres_server, f"CREATE DATABASE {name} TEMPLATE template_runs"))
-    service = Service({"DATABASE_URL": database_of(postgres_server, name)})
+    service = Service({"DATABASE_URL": database_of(postgres_server, name)}, folder)
     try:
         yield service.ready()
     finally:

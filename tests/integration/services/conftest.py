@@ -12,21 +12,21 @@ from sqlalchemy import func, select
 from uuid_utils.compat import uuid7
 
 from app.db.database import Database
-from app.db.models import Base, Checkpoint, Run, RunEvent, Thread, ToolExecution
-from app.engine.tools import ToolInvocation, ToolResult, ToolSpec
+from app.db.models import Base, Checkpoint, Interaction, Run, RunEvent, Thread, ToolExecution
 from app.services.agents import AgentService
 from app.services.run_queries import RunQueries
 from app.services.threads import ThreadService
+from app.tools.function_tool import tool
+from app.tools.registry import ToolRegistry
 
 
-class OneTool:
-    """A tool port that knows `add` and runs nothing."""
+@tool
+def add(a: int, b: int = 1) -> int:
+    """Adds."""
+    return a + b
 
-    def spec(self, name: str) -> ToolSpec | None:
-        return ToolSpec("add", "Adds.", {"type": "object"}) if name == "add" else None
 
-    async def invoke(self, invocation: ToolInvocation) -> ToolResult:
-        raise NotImplementedError
+TOOLS = ToolRegistry([add])
 
 
 def _check_model(model: str) -> str | None:
@@ -45,12 +45,12 @@ def run_queries(database: Database) -> RunQueries:
 
 @pytest.fixture
 def agents(database: Database) -> AgentService:
-    return AgentService(database, OneTool(), _check_model)
+    return AgentService(database, TOOLS, _check_model)
 
 
 @pytest.fixture
 def another_replica(database: Database) -> AgentService:
-    return AgentService(database, OneTool(), _check_model)
+    return AgentService(database, TOOLS, _check_model)
 
 
 @pytest.fixture
@@ -80,6 +80,8 @@ def make_run(database: Database) -> Callable[..., Awaitable[UUID]]:
             session.add(Checkpoint(run_id=run_id, seq=1, step=1, phase="call_model", message_seq=1, state={}))
             call = {"tool_call_id": "c", "tool_name": "add", "arguments": "{}", "effect": "unsafe"}
             session.add(ToolExecution(run_id=run_id, step=1, call_index=0, **call))
+            asked = {"kind": "approval", "prompt": "?", "fallback": {}, "expires_at": datetime.now(UTC)}
+            session.add(Interaction(interaction_id=uuid7(), run_id=run_id, step=1, **asked))
         return run_id
 
     return make

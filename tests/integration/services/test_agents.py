@@ -4,12 +4,18 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from app.db.database import Database
 from app.engine.agent import AgentDefinition, AgentOverrides, AgentSettings
+from app.engine.tool_definitions import HttpToolDefinition
+from app.services.agent_checks import Grants
 from app.services.agent_files import AgentFileError
 from app.services.agents import AgentService
 from app.services.errors import Conflict, Invalid, UnknownAgent, UnknownTool
+from app.tools.http_tools import DefinitionSource
+from tests.integration.services.conftest import TOOLS
 
 
 def _settings(**fields: Any) -> AgentSettings:
@@ -164,12 +170,19 @@ async def test_a_folder_that_is_not_there_has_no_agents(agents: AgentService, tm
     [
         ("name: [", "is no YAML"),
         ("- a", "should hold an agent's fields"),
-        ("name: a", "model: Field required"),
-        ("name: a\nmodel: demo/echo\ncolour: red", "colour: Extra inputs"),
-        ("name: a\nmodel: demo/echo\nlimits: {max_steps: 0}", "limits.max_steps: Input should be greater"),
+        ("name: a", "model: this is required"),
+        ("name: a\nmodel: demo/echo\ncolour: red", "colour: this is not known here"),
+        ("name: a\nmodel: demo/echo\nlimits: {max_steps: 0}", "limits.max_steps: input should be greater"),
         ("name: a\nmodel: nowhere/x", "model: unknown provider"),
         ("name: a\nmodel: demo/echo\ntools: [gone]", "tools.0: there is no tool 'gone'"),
         ("name: \xff", "cannot be read"),
+        ("name: a\nmodel: demo/echo\nquorum: 2", "quorum: stated with join_policy: quorum"),
+        (
+            "name: a\nmodel: demo/echo\ntool_definitions: [{type: caller, name: b, ttl_s: 0}]",
+            "tool_definitions.0.ttl_s: input should be greater",
+        ),
+        ("name: a\nmodel: demo/echo\nsubagents: [good, none]", "subagents.1: there is no agent 'none'"),
+        ("name: a\nmodel: demo/echo\nsubagents: [a]", "subagents.0: a>a: an agent cannot delegate to itself"),
     ],
 )
 async def test_a_bad_file_is_named_with_its_field(
@@ -189,3 +202,149 @@ async def test_two_files_cannot_name_one_agent(agents: AgentService, tmp_path: P
         (tmp_path / file).write_text("name: same\nmodel: demo/echo")
     with pytest.raises(AgentFileError, match=r"b\.yml: name: the agent 'same' is in .*a\.yaml too"):
         await agents.sync_files(tmp_path)
+
+
+HTTP_TOOL = {"type": "http", "name": "get_order", "url": "https://api.example.com/orders"}
+
+
+def _server_problem(name: str) -> str | None:
+    return None if name == "files" else f"there is no MCP server {name!r}"
+
+
+def _profile_problem(name: str) -> str | None:
+    return None if name == "strict" else f"there is no sandbox profile {name!r}"
+
+
+def _of_files_only(_: HttpToolDefinition, source: DefinitionSource) -> str | None:
+    return None if source is DefinitionSource.FILE else "HTTP tools are off"
+
+
+@pytest.fixture
+def generous(database: Database) -> AgentService:
+    """An operator who has an MCP server and a sandbox profile, and allows HTTP tools in files."""
+    grants = Grants(http_tool=_of_files_only, mcp_server=_server_problem, sandbox=_profile_problem)
+    return AgentService(database, TOOLS, lambda _: None, grants=grants)
+
+
+_OBJECT = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "loc", "problem"),
+    [
+        ({"mcp_servers": ["files", "web"]}, ("mcp_servers", 1), "there is no MCP server 'web'"),
+        ({"sandbox": "lax"}, ("sandbox",), "there is no sandbox profile 'lax'"),
+        ({"tool_definitions": [HTTP_TOOL]}, ("tool_definitions", 0), "HTTP tools are off"),
+        (
+            {"tool_definitions": [{"type": "caller", "name": "ask", "parameters": {**_OBJECT, "properties": 5}}]},
+            ("tool_definitions", 0, "parameters"),
+            "properties",
+        ),
+        (
+            {"mcp_servers": ["files"], "tool_definitions": [{"type": "caller", "name": "files__read"}]},
+            ("tool_definitions", 0, "name"),
+            "MCP server",
+        ),
+        ({"subagents": ["nobody"]}, ("subagents", 0), "there is no agent 'nobody'"),
+        ({"tools": ["files__read"]}, ("tools", 0), "there is no tool 'files__read'"),
+    ],
+)
+async def test_what_the_operator_does_not_have_or_allow_is_refused_where_it_is_named(
+    generous: AgentService, fields: dict[str, Any], loc: tuple[str | int, ...], problem: str
+) -> None:
+    with pytest.raises(Invalid, match=problem) as stored:
+        await generous.put("a", _settings(**fields))
+    assert stored.value.loc == ("body", *loc)
+    with pytest.raises(Invalid) as inline:
+        await generous.resolve(_inline(**fields))
+    assert inline.value.loc == ("body", "agent", *loc)
+    assert (await generous.list(None, 5)).items == []
+
+
+async def test_by_default_an_operator_allows_nothing(agents: AgentService) -> None:
+    for fields in ({"mcp_servers": ["files"]}, {"sandbox": "strict"}, {"tool_definitions": [HTTP_TOOL]}):
+        with pytest.raises(Invalid):
+            await agents.put("a", _settings(**fields))
+
+
+async def test_what_the_operator_has_and_allows_is_saved(generous: AgentService, tmp_path: Path) -> None:
+    caller = {"type": "caller", "name": "ask"}
+    await generous.put("a", _settings(mcp_servers=["files"], sandbox="strict", tool_definitions=[caller]))
+    (tmp_path / "b.yaml").write_text(
+        f"name: b\nmodel: demo/echo\ntool_definitions: [{orjson.dumps(HTTP_TOOL).decode()}]"
+    )
+    await generous.sync_files(tmp_path)
+    assert (await generous.get("b")).definition.tool_definitions[0].name == "get_order"
+
+
+async def test_an_agent_cannot_delegate_to_itself_however_far_down(agents: AgentService) -> None:
+    await agents.put("a", _settings())
+    await agents.put("b", _settings(subagents=["a"]))
+    await agents.put("c", _settings(subagents=["b"]))
+    await agents.put("leaf", _settings())
+    with pytest.raises(Invalid, match=r"^a>c>b>a: ") as refused:
+        await agents.put("a", _settings(subagents=["leaf", "c"]))
+    assert refused.value.loc == ("body", "subagents", 1)
+    with pytest.raises(Invalid, match=r"^a>a: "):
+        await agents.put("a", _settings(subagents=["a"]))
+    with pytest.raises(Invalid, match=r"^a>b>a: "):
+        await agents.resolve(AgentDefinition.model_validate({"name": "a", "model": "demo/echo", "subagents": ["b"]}))
+    assert (await agents.get("a")).version == 1
+
+
+async def test_two_changes_at_once_make_no_circle_together(agents: AgentService, another_replica: AgentService) -> None:
+    for name in ("a", "b"):
+        await agents.put(name, _settings())
+    both = await asyncio.gather(
+        agents.put("a", _settings(subagents=["b"])),
+        another_replica.put("b", _settings(subagents=["a"])),
+        return_exceptions=True,
+    )
+    assert sorted(type(each).__name__ for each in both) == ["Invalid", "PutAgent"]
+
+
+async def test_a_subagent_may_be_deleted_and_come_back(agents: AgentService) -> None:
+    await agents.put("helper", _settings())
+    await agents.put("a", _settings(subagents=["helper"]))
+    await agents.delete("helper")
+    same = await agents.put("a", _settings(subagents=["helper"]))
+    assert not same.changed
+    with pytest.raises(Invalid, match="there is no agent 'helper'"):
+        await agents.put("a", _settings(subagents=["helper"], instructions="new"))
+    with pytest.raises(Invalid, match=r"^helper>a>helper: "):
+        await agents.put("helper", _settings(subagents=["a"]))
+    await agents.put("helper", _settings())
+    assert (await agents.put("a", _settings(subagents=["helper"], instructions="new"))).changed
+
+
+async def test_files_may_name_each_other_and_stored_agents_in_any_order(agents: AgentService, tmp_path: Path) -> None:
+    await agents.put("stored", _settings())
+    (tmp_path / "1.yaml").write_text("name: first\nmodel: demo/echo\nsubagents: [second, stored]")
+    (tmp_path / "2.yaml").write_text("name: second\nmodel: demo/echo")
+    await agents.sync_files(tmp_path)
+    await agents.put("stored", _settings(subagents=["second"]))
+    (tmp_path / "2.yaml").write_text("name: second\nmodel: demo/echo\nsubagents: [first]")
+    with pytest.raises(AgentFileError, match=r"2\.yaml: subagents\.0: second>first>second: "):
+        await agents.sync_files(tmp_path)
+    (tmp_path / "2.yaml").write_text("name: second\nmodel: demo/echo\nsubagents: [stored]")
+    with pytest.raises(AgentFileError, match=r"2\.yaml: subagents\.0: second>stored>second: "):
+        await agents.sync_files(tmp_path)
+    assert (await agents.get("second")).version == 1
+
+
+async def test_a_file_may_not_name_an_agent_whose_file_is_gone(agents: AgentService, tmp_path: Path) -> None:
+    (tmp_path / "old.yaml").write_text("name: old\nmodel: demo/echo")
+    await agents.sync_files(tmp_path)
+    (tmp_path / "old.yaml").unlink()
+    (tmp_path / "new.yaml").write_text("name: new\nmodel: demo/echo\nsubagents: [old]")
+    with pytest.raises(AgentFileError, match="there is no agent 'old'"):
+        await agents.sync_files(tmp_path)
+
+
+async def test_a_subagent_deleted_by_rest_keeps_no_replica_from_starting(agents: AgentService, tmp_path: Path) -> None:
+    await agents.put("stored", _settings())
+    (tmp_path / "a.yaml").write_text("name: a\nmodel: demo/echo\nsubagents: [stored]")
+    await agents.sync_files(tmp_path)
+    await agents.delete("stored")
+    await agents.sync_files(tmp_path)
+    assert (await agents.get("a")).version == 1

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from app.db.database import Database
-from app.db.models import Base, Checkpoint, Run, RunEvent, Thread, ToolExecution
+from app.db.models import Base, Checkpoint, Interaction, Run, RunEvent, Thread, ToolExecution
 from app.db.models import IdempotencyKey as KeyRow
 from app.db.models import Message as MessageRow
 from app.engine.messages import Message, Role
@@ -227,7 +227,7 @@ async def test_deleting_a_thread_leaves_no_row_of_it(
     await make_run("child-with-a-life-of-its-own")
     await make_run("another")
     await threads.delete("t")
-    for table in (Run, RunEvent, Checkpoint, ToolExecution):
+    for table in (Run, RunEvent, Checkpoint, ToolExecution, Interaction):
         assert await rows_in(table) == 2, table
     assert await rows_in(MessageRow) == 0
     assert await rows_in(Thread) == 2
@@ -243,9 +243,22 @@ async def test_a_threads_runs_are_its_own(threads: ThreadService, make_run: Make
     assert [run.run_id for run in (await threads.list_runs("t", page.next_cursor, 2)).items] == [runs[0]]
 
 
-async def test_what_a_key_made_and_someone_deleted_is_not_found(threads: ThreadService, rows_in: RowsIn) -> None:
-    await threads.create("t", {}, idempotency_key=KEY)
-    await threads.delete("t")
-    assert await rows_in(KeyRow) == 1
-    with pytest.raises(NotFound):
-        await threads.create("t", {}, idempotency_key=KEY)
+async def test_a_key_whose_thread_was_deleted_can_be_used_anew(threads: ThreadService, rows_in: RowsIn) -> None:
+    await threads.create("source", {})
+    requests = (
+        lambda thread_id, key: threads.create(thread_id, {}, idempotency_key=key),
+        lambda thread_id, key: threads.copy("source", thread_id, None, idempotency_key=key),
+        lambda thread_id, key: threads.append_message(thread_id, Message(Role.USER, "hello"), idempotency_key=key),
+    )
+    for number, request in enumerate(requests):
+        key = IdempotencyKey(f"key-{number}", b"hash")
+        for _ in range(2):
+            assert [(await request("t", key)).replayed for _ in range(2)] == [False, True]
+            await threads.delete("t")
+        # By another request as well, which the key is then for.
+        other = IdempotencyKey(key.key, b"another")
+        assert [(await request("u", other)).replayed for _ in range(2)] == [False, True]
+        with pytest.raises(IdempotencyMismatch):
+            await request("u", key)
+        await threads.delete("u")
+    assert await rows_in(KeyRow) == len(requests)

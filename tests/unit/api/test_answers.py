@@ -11,15 +11,20 @@ import pytest
 
 from app.api.schemas.agent import agent_object, tool_object
 from app.api.schemas.checkpoint import checkpoint_detail_object
+from app.api.schemas.interaction import interaction_object, receipt_object
 from app.api.schemas.run import run_json, run_object
 from app.api.schemas.thread import message_object, thread_object
 from app.engine.agent import AgentDefinition
+from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType, StoredEvent, encode
+from app.engine.interactions import Answer, Decision, InteractionKind, InteractionRecord, InteractionStatus
 from app.engine.messages import Message, Role, ToolCall
+from app.engine.records import Stimulated, SubagentExecution
 from app.engine.state import RunState
 from app.engine.status import RunStatus
-from app.engine.tools import ToolEffect, ToolSpec
+from app.engine.tools import ToolSource, ToolSpec
+from app.engine.usage import Usage
 from app.services.agents import AgentRecord
 from app.services.run_queries import CheckpointDetail, CheckpointRecord
 from app.services.threads import MessageRecord, ThreadRecord
@@ -30,6 +35,83 @@ Check = Callable[[str, object], None]
 
 def _values(value: object) -> Any:
     return orjson.loads(orjson.dumps(value))
+
+
+def _question(**fields: Any) -> InteractionRecord:
+    asked: dict[str, Any] = {
+        "interaction_id": "019aa3f0-5b6e-7c31-9d0c-2f4b8a6e1d59",
+        "run_id": RUN_ID,
+        "step": 1,
+        "call_index": 0,
+        "kind": InteractionKind.APPROVAL,
+        "status": InteractionStatus.PENDING,
+        "tool_name": "refund",
+        "tool_call_id": "call_1",
+        "arguments": '{"amount": 3.0}',
+        "prompt": "May helper call refund?",
+        "reason": None,
+        "answer": None,
+        "expires_at": MORNING,
+        "created_at": MORNING,
+        "resolved_at": None,
+    }
+    return InteractionRecord(**{**asked, **fields})
+
+
+def test_a_question_is_what_the_document_says(check: Check) -> None:
+    shown = _values(interaction_object(_question()))
+    check("Interaction", shown)
+    assert (shown["arguments"], shown["status"]) == ({"amount": 3.0}, "pending")
+    assert [shown[name] for name in ("decision", "value", "decided_by", "resolved_at")] == [None] * 4
+
+
+def test_a_decided_question_tells_the_decision(check: Check) -> None:
+    answer = Answer(Decision.APPROVE, value='[1.0, {"a": null}]', reason="fine", by="ann")
+    question = _question(
+        kind=InteractionKind.INPUT, status=InteractionStatus.RESOLVED, answer=answer, resolved_at=MORNING, reason="big"
+    )
+    shown = _values(interaction_object(question))
+    check("Interaction", shown)
+    assert (shown["decision"], shown["value"], shown["decided_by"]) == ("approve", [1.0, {"a": None}], "ann")
+    assert (shown["reason"], shown["resolved_at"]) == ("big", "2026-01-31T08:00:00.000000Z")
+
+
+@pytest.mark.parametrize("text", ["{amount", "[1]", "3", '"x"', ""])
+def test_arguments_that_are_no_object_are_shown_as_the_model_wrote_them(check: Check, text: str) -> None:
+    shown = _values(interaction_object(_question(arguments=text)))
+    check("Interaction", shown)
+    assert shown["arguments"] == text
+
+
+def test_a_question_about_a_model_call_names_no_tool(check: Check) -> None:
+    shown = _values(interaction_object(_question(tool_name=None, tool_call_id=None, arguments=None)))
+    check("Interaction", shown)
+    assert shown["arguments"] is None
+
+
+def test_a_receipt_is_what_the_document_says(check: Check) -> None:
+    shown = _values(receipt_object("call_1", Stimulated(RUN_ID, RunStatus.QUEUED)))
+    check("ToolResultReceipt", shown)
+    assert shown == {"run_id": RUN_ID, "tool_call_id": "call_1", "run_status": "queued", "accepted": True}
+
+
+def test_only_a_run_that_waits_says_what_for(check: Check) -> None:
+    waiting = ({"kind": "child_run", "id": "c"}, {"kind": "interaction", "id": "i"})
+    shown = _values(run_object(a_run(status=RunStatus.WAITING, waiting_for=waiting)))
+    check("Run", shown)
+    assert shown["waiting_for"] == list(waiting)
+    assert _values(run_object(a_run()))["waiting_for"] == []
+
+
+def test_delegations_are_in_the_result(check: Check) -> None:
+    ended = SubagentExecution("researcher", "c", RunStatus.DEGRADED, "text", None, 12.5, Usage(1, 2, 3))
+    stopped = SubagentExecution("writer", "d", RunStatus.CANCELLED, None, "not needed", None, Usage())
+    shown = orjson.loads(
+        run_json(a_finished_run(subagent_executions=(ended, stopped), agent_depth=1, agent_path="a>b"))
+    )
+    check("Run", shown)
+    executions = shown["result"]["subagent_executions"]
+    assert [(each["state"], each["success"]) for each in executions] == [("degraded", True), ("cancelled", False)]
 
 
 @pytest.mark.parametrize("status", list(RunStatus))
@@ -127,7 +209,10 @@ def test_agents_and_tools_are_what_the_document_says(check: Check) -> None:
     shown = _values(agent_object(AgentRecord("a", 1, "file", MORNING, definition)))
     check("Agent", shown)
     assert shown["definition"]["limits"]["max_steps"] == 2
-    check("Tool", _values(tool_object(ToolSpec("add", "Adds.", {"type": "object"}, ToolEffect.IDEMPOTENT))))
+    spec = ToolSpec("files__read", "Reads.", {"type": "object"}, ToolEffect.READ_ONLY, ToolSource.MCP)
+    shown = _values(tool_object(spec))
+    check("Tool", shown)
+    assert (shown["effect"], shown["source"]) == ("read_only", "mcp")
 
 
 def test_an_event_of_a_type_that_the_document_does_not_know_fits_it(check: Check) -> None:

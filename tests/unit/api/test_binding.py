@@ -132,11 +132,12 @@ async def test_a_last_event_id_is_a_number(client: httpx.AsyncClient, cursor: st
 @pytest.mark.parametrize(
     ("query", "loc"),
     [
-        ("subagents=true", ["query", "subagents"]),
+        ("subagents=true&after=3", ["query", "after"]),
         ("subagents=yes", ["query", "subagents"]),
         ("deltas=0", ["query", "deltas"]),
         ("types=", ["query", "types"]),
         ("types=a,,b", ["query", "types"]),
+        ("types=run_completed,nonsense", ["query", "types"]),
         ("after=-1", ["query", "after"]),
         ("after=99999999999999999999", ["query", "after"]),
     ],

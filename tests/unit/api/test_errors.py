@@ -7,17 +7,22 @@ import httpx
 import pytest
 
 from app.api.errors import CODES, STATUS, ProblemCode, RequestError
+from app.db.conflicts import TransactionUndone
 from app.engine.status import RunStatus
 from app.engine.store_errors import (
     AgentChanged,
     DamagedCheckpoint,
     IdempotencyMismatch,
+    InteractionDecided,
+    InteractionNotFound,
     LimitReached,
+    ResultConflict,
     RunConflict,
     RunNotFound,
     StoreError,
     StoreUnavailable,
     ThreadBusy,
+    ToolCallNotFound,
 )
 from app.services.agent_files import AgentFileError
 from app.services.errors import (
@@ -30,10 +35,11 @@ from app.services.errors import (
     UnknownAgent,
     UnknownTool,
 )
+from app.services.policy_modules import PolicyModuleError
 from tests.unit.api.conftest import StubServices
 
 # Raised while the service starts, and while a run goes on.
-_NOT_OF_REQUESTS = {AgentFileError, DamagedCheckpoint}
+_NOT_OF_REQUESTS = {AgentFileError, PolicyModuleError, DamagedCheckpoint}
 
 
 @pytest.fixture
@@ -71,6 +77,10 @@ def failing(services: StubServices) -> Callable[[Exception], None]:
         (Conflict("there already"), 409, "conflict", {"current_status": None}),
         (RunConflict("over", RunStatus.CANCELLED), 409, "conflict", {"current_status": "cancelled"}),
         (RunNotFound("r"), 404, "not_found", {}),
+        (InteractionNotFound("r", "i"), 404, "not_found", {"detail": "run r has no interaction i"}),
+        (InteractionDecided("denied already"), 409, "conflict", {"current_status": None}),
+        (ToolCallNotFound("r", "c"), 404, "not_found", {"detail": "run r has no tool call 'c'"}),
+        (ResultConflict("there is another one"), 409, "conflict", {"current_status": None}),
         (LimitReached("at once"), 409, "limit_reached", {}),
         (ThreadBusy("held"), 409, "thread_busy", {}),
         (
@@ -82,6 +92,7 @@ def failing(services: StubServices) -> Callable[[Exception], None]:
         (EventsTrimmed(120), 410, "events_trimmed", {"first_seq": 120}),
         (TooManyRuns("full", 7), 429, "too_many_runs", {}),
         (StoreUnavailable("no answer", "secret host name"), 503, "unavailable", {}),
+        (TransactionUndone("deadlock detected"), 503, "unavailable", {}),
         (AgentChanged("again"), 503, "unavailable", {}),
     ],
 )
@@ -115,6 +126,8 @@ async def test_a_caller_is_told_when_to_come_back(
     assert answer.headers["retry-after"] == "1"
     assert answer.json()["detail"] == "the database does not answer"
     assert "secret" not in answer.text
+    failing(TransactionUndone("deadlock detected"))
+    assert (await client.get("/runs/r")).headers["retry-after"] == "1"
 
 
 def test_the_table_has_every_exception_that_a_request_can_meet() -> None:

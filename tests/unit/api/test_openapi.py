@@ -7,6 +7,7 @@ import pytest
 
 from app.api.errors import ProblemCode
 from app.engine.events import EventType
+from app.services.family_stream import SUBAGENT_EVENT
 
 Document = dict[str, Any]
 
@@ -24,6 +25,10 @@ OPERATIONS = {
     "POST /runs/{run_id}/resume": "resume_run",
     "POST /runs/{run_id}/cancel": "cancel_run",
     "POST /runs/{run_id}/interrupt": "interrupt_run",
+    "GET /interactions": "list_interactions",
+    "GET /runs/{run_id}/interactions": "list_run_interactions",
+    "POST /runs/{run_id}/interactions/{interaction_id}": "resolve_interaction",
+    "POST /runs/{run_id}/tool-calls/{tool_call_id}/result": "submit_tool_result",
     "GET /runs/{run_id}/events": "stream_run_events",
     "GET /runs/{run_id}/events/list": "list_run_events",
     "GET /runs/{run_id}/checkpoints": "list_checkpoints",
@@ -70,7 +75,8 @@ def test_every_operation_has_a_summary_and_its_errors(document: Document) -> Non
         errors = {status for status in operation["responses"] if status >= "400"}
         assert errors >= {"422", "500", "503"}, where
         assert ("404" in errors) or "{" not in where or where.startswith(("PUT", "POST /threads")), where
-        assert ("requestBody" in operation) == ({"413", "415"} <= errors), where
+        # A body that nobody asked for is read as well: it must be empty, and a large one is refused.
+        assert where.startswith(("POST", "PUT", "PATCH")) == ({"413", "415"} <= errors), where
 
 
 def test_every_error_is_a_problem_with_an_example(document: Document, check: Callable[[str, object], None]) -> None:
@@ -124,10 +130,12 @@ def test_no_parameter_can_be_null(document: Document) -> None:
 
 def test_every_event_type_has_a_variant_and_the_last_is_open(document: Document) -> None:
     schemas = document["components"]["schemas"]
-    variants = [schemas[variant["$ref"].rpartition("/")[2]] for variant in schemas["Event"]["oneOf"]]
-    types = [variant["properties"]["type"] for variant in variants]
-    assert [type_.get("const") for type_ in types] == [*(kind.value for kind in EventType), None]
-    assert types[-1]["not"]["enum"] == [kind.value for kind in EventType]
+    own = [kind.value for kind in EventType]
+    for name, known in (("Event", [*own, SUBAGENT_EVENT]), ("RunEvent", own)):
+        variants = [schemas[variant["$ref"].rpartition("/")[2]] for variant in schemas[name]["oneOf"]]
+        types = [variant["properties"]["type"] for variant in variants]
+        assert [type_.get("const") for type_ in types] == [*known, None]
+        assert types[-1]["not"]["enum"] == [*own, SUBAGENT_EVENT]
 
 
 def test_a_problems_code_is_one_of_the_contracts(document: Document) -> None:
@@ -135,7 +143,21 @@ def test_a_problems_code_is_one_of_the_contracts(document: Document) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Run", "AgentResult", "StateSnapshot", "Usage", "Thread", "Message", "Checkpoint", "Agent", "Tool"]
+    "name",
+    [
+        "Run",
+        "AgentResult",
+        "StateSnapshot",
+        "SubagentExecutionRecord",
+        "Usage",
+        "Thread",
+        "Message",
+        "Checkpoint",
+        "Interaction",
+        "ToolResultReceipt",
+        "Agent",
+        "Tool",
+    ],
 )
 def test_every_field_of_an_answer_is_there(document: Document, name: str) -> None:
     schema = document["components"]["schemas"][name]

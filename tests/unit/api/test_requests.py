@@ -6,12 +6,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app.engine.agent import AgentDefinition
+from app.engine.agent import AgentDefinition, AgentOverrides, AgentSettings
 from app.engine.messages import Message, Role
 from app.engine.records import Created, OnBusyThread, OnDisconnect
+from app.services.agents import AgentRecord, PutAgent
 from app.services.runs import CreatedMany
 from tests.unit.api.conftest import StubServices
-from tests.unit.api.records import RUN_ID, a_finished_run, a_run
+from tests.unit.api.records import MORNING, RUN_ID, a_finished_run, a_run
 
 
 class Runs:
@@ -72,6 +73,7 @@ async def test_a_run_is_created_with_a_place_to_look_for_it(
     command = runs.commands[0]
     assert (command.agent, command.input) == ("helper", (Message(Role.USER, "hello"),))
     assert (command.thread_id, command.start_after, runs.keys) == (None, None, [None])
+    assert command.overrides == AgentOverrides()  # the agent's own interaction_mode counts
 
 
 async def test_everything_that_a_request_says_reaches_the_service(client: httpx.AsyncClient, runs: Runs) -> None:
@@ -82,13 +84,13 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
         "thread_id": "customer-42",
         "context": {"user": {"name": "Ann"}},
         "metadata": {"team": "a"},
-        "limits": {"max_steps": 3, "max_wall_time_s": 1.5},
+        "limits": {"max_steps": 3, "max_wall_time_s": 1.5, "max_subagent_depth": 1},
         "model": "demo/other",
         "instructions": "",
         "tools": [],
         "model_settings": {"temperature": 0},
         "on_busy_thread": "reject",
-        "interaction_mode": "headless",
+        "interaction_mode": "external",
         "on_disconnect": "cancel",
         "start_after": "2026-01-31T09:00:00+01:00",
         "user_id": "u",
@@ -103,6 +105,7 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
     overrides = command.overrides
     assert (overrides.model, overrides.instructions, overrides.tools) == ("demo/other", "", [])
     assert (overrides.limits.max_steps, overrides.model_settings.temperature) == (3, 0)
+    assert (overrides.limits.max_subagent_depth, overrides.interaction_mode) == (1, "external")
     assert (command.on_busy_thread, command.on_disconnect) == (OnBusyThread.REJECT, OnDisconnect.CANCEL)
     assert command.start_after.isoformat() == "2026-01-31T08:00:00+00:00"
 
@@ -116,7 +119,8 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
         ({"agent": "no agent"}, ["agent"]),
         ({"agent": "helper@latest"}, ["agent"]),
         ({"agent": {"name": "a"}}, ["agent", "model"]),
-        ({"agent": {"name": "a", "model": "m", "subagents": []}}, ["agent", "subagents"]),
+        ({"agent": {"name": "a", "model": "m", "subagents": ["b", "b"]}}, ["agent", "subagents"]),
+        ({"agent": {"name": "a", "model": "m", "quorum": 2}}, ["agent", "quorum"]),
         ({"agent": {"name": "a", "model": "m", "response_schema": {}}}, ["agent", "response_schema"]),
         ({"agent": {"name": "a", "model": "m", "llm_failure_policy": "x"}}, ["agent", "llm_failure_policy"]),
         ({"input": 5}, ["input"]),
@@ -137,13 +141,13 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
         ({"limits": {"max_steps": "3"}}, ["limits", "max_steps"]),
         ({"limits": {"max_steps": True}}, ["limits", "max_steps"]),
         ({"limits": {"max_steps": 2**60}}, ["limits", "max_steps"]),
-        ({"limits": {"max_subagent_depth": 2}}, ["limits", "max_subagent_depth"]),
+        ({"limits": {"max_subagent_depth": 0}}, ["limits", "max_subagent_depth"]),
         ({"model": ""}, ["model"]),
         ({"tools": ["a b"]}, ["tools", 0]),
         ({"model_settings": {"temperature": "hot"}}, ["model_settings", "temperature"]),
         ({"model_settings": {"seed": 2**63 - 1, "stop": 5}}, ["model_settings", "stop"]),
         ({"on_busy_thread": "wait"}, ["on_busy_thread"]),
-        ({"interaction_mode": "external"}, ["interaction_mode"]),
+        ({"interaction_mode": "both"}, ["interaction_mode"]),
         ({"on_disconnect": "x"}, ["on_disconnect"]),
         ({"start_after": "2026-01-31T08:00:00"}, ["start_after"]),
         ({"start_after": 5}, ["start_after"]),
@@ -241,3 +245,101 @@ async def test_an_agent_may_repeat_the_name_in_its_path_but_no_other(
     assert (await client.put("/agents/a", json={"name": "a", "model": "m"})).status_code == 500
     assert (await client.put("/agents/a", json={"name": "b", "model": "m"})).status_code == 422
     assert (await client.put("/agents/a", json={})).status_code == 422
+
+
+_DEFINED = {"type": "caller", "name": "ask"}
+_URL = "https://api.example.com/{id}"
+
+
+@pytest.mark.parametrize(
+    ("fields", "loc"),
+    [
+        ({"quorum": 2}, ["quorum"]),
+        ({"join_policy": "quorum"}, ["quorum"]),
+        ({"join_policy": "most"}, ["join_policy"]),
+        ({"subagents": ["1"]}, ["subagents", 0]),
+        ({"subagent_timeout_s": 0}, ["subagent_timeout_s"]),
+        ({"tools": ["ask"], "tool_definitions": [_DEFINED]}, ["tool_definitions"]),
+        ({"tool_definitions": [{"type": "caller"}]}, ["tool_definitions", 0, "name"]),
+        ({"tool_definitions": [{"name": "x"}]}, ["tool_definitions", 0]),
+        ({"tool_definitions": [{**_DEFINED, "ttl_s": 0}]}, ["tool_definitions", 0, "ttl_s"]),
+        ({"tool_definitions": [{**_DEFINED, "parameters": {}}]}, ["tool_definitions", 0, "parameters"]),
+        ({"tool_definitions": [{"type": "http", "name": "x", "url": "ftp://a"}]}, ["tool_definitions", 0, "url"]),
+        ({"tool_definitions": [{"type": "http", "name": "x", "url": _URL}]}, ["tool_definitions", 0, "url"]),
+        ({"policy": {"rules": [{"rule_id": "r"}]}}, ["policy", "rules", 0, "action"]),
+        (
+            {
+                "policy": {
+                    "rules": [
+                        {
+                            "rule_id": "r",
+                            "action": "deny",
+                            "subjects": ["tool_call"],
+                            "condition": {"arguments": [{"path": "nowhere", "op": "eq", "value": 1}]},
+                        }
+                    ]
+                }
+            },
+            ["policy", "rules", 0, "condition", "arguments", 0, "path"],
+        ),
+        ({"approval_fallback": "maybe"}, ["approval_fallback"]),
+        ({"input_fallback": "approve"}, ["input_fallback"]),
+        ({"input_fallback": {}}, ["input_fallback", "value"]),
+        ({"interaction_mode": "none"}, ["interaction_mode"]),
+        ({"mcp_servers": ["a b"]}, ["mcp_servers", 0]),
+        ({"sandbox": ""}, ["sandbox"]),
+    ],
+)
+async def test_a_bad_field_of_an_agent_is_named(
+    client: httpx.AsyncClient, runs: Runs, fields: dict[str, Any], loc: list[str | int]
+) -> None:
+    stored = await client.put("/agents/a", json={"model": "m", **fields})
+    inline = await client.post("/runs", json={**_MINIMAL, "agent": {"name": "a", "model": "m", **fields}})
+    for answer, place in ((stored, ["body"]), (inline, ["body", "agent"])):
+        assert answer.status_code == 422
+        assert [*place, *loc] in [error["loc"] for error in answer.json()["errors"]], answer.text
+
+
+async def test_an_agent_may_say_all_of_this(client: httpx.AsyncClient, services: StubServices) -> None:
+    body = {
+        "model": "demo/echo",
+        "tool_definitions": [{**_DEFINED, "parameters": {"type": "object", "properties": {"q": {"type": "string"}}}}],
+        "mcp_servers": ["files"],
+        "sandbox": "strict",
+        "subagents": ["researcher", "writer"],
+        "join_policy": "quorum",
+        "quorum": 1,
+        "inherit_context_keys": ["user"],
+        "policy": {
+            "rules": [
+                {
+                    "rule_id": "big",
+                    "action": "request_approval",
+                    "subjects": ["tool_call", "subagent_call"],
+                    "condition": {"tool_name": "re*", "arguments": [{"path": "$.amount", "op": "gt", "value": 100}]},
+                    "arguments": {"dry_run": True},
+                }
+            ]
+        },
+        "limits": {"max_subagent_depth": 2, "max_subagent_fanout": 3},
+        "interaction_mode": "external",
+        "approval_fallback": "approve",
+        "input_fallback": {"value": None},
+    }
+    saved: list[AgentSettings] = []
+
+    class Agents:
+        async def put(self, name: str, settings: AgentSettings) -> PutAgent:
+            saved.append(settings)
+            definition = AgentDefinition.model_validate({**settings.model_dump(), "name": name})
+            return PutAgent(AgentRecord(name, 1, "api", MORNING, definition), created=True, changed=True)
+
+    services.agents = Agents()
+    answer = await client.put("/agents/a", json=body)
+    assert answer.status_code == 201, answer.text
+    shown = answer.json()["definition"]
+    assert shown["policy"]["rules"][0]["condition"]["arguments"] == body["policy"]["rules"][0]["condition"]["arguments"]
+    assert (shown["input_fallback"], shown["quorum"]) == ({"value": None}, 1)
+    again = await client.put("/agents/a", json={key: value for key, value in shown.items() if key != "name"})
+    assert again.status_code == 201, again.text
+    assert saved[0] == saved[1]

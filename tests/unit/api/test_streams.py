@@ -60,6 +60,22 @@ class Streams:
             self.closed.set()
 
 
+class FamilyStreams:
+    """One event of a child run; and what was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.nothing_left = False
+
+    async def open(self, run_id: str, cursor: str | None, **wanted: Any) -> AsyncGenerator[Any] | None:
+        self.asked.append((run_id, cursor, wanted))
+
+        async def events() -> AsyncGenerator[Any]:
+            yield "f1.y", StoredEvent(2, "subagent_event", MORNING, '{"type":"subagent_event"}')
+
+        return None if self.nothing_left else events()
+
+
 @pytest.fixture
 def streams(services: StubServices) -> Streams:
     services.streams = Streams()
@@ -140,9 +156,41 @@ async def test_a_reader_comes_back_to_where_it_was(
 
 
 async def test_a_reader_says_what_it_wants(client: httpx.AsyncClient, streams: Streams) -> None:
-    await client.get("/runs/r/events?types=run_completed,new_type&deltas=false&subagents=false")
+    await client.get("/runs/r/events?types=run_completed,tool_started&deltas=false&subagents=false")
     wanted = streams.asked[0][2]
-    assert (wanted["types"], wanted["deltas"]) == (frozenset({"run_completed", "new_type"}), False)
+    assert (wanted["types"], wanted["deltas"]) == (frozenset({"run_completed", "tool_started"}), False)
+
+
+@pytest.mark.parametrize("path", ["/runs/r/events", "/threads/t/events"])
+async def test_a_type_that_there_is_not_is_refused_with_those_that_there_are(
+    client: httpx.AsyncClient, streams: Streams, path: str
+) -> None:
+    answer = await client.get(f"{path}?types=run_completed,run_ended")
+    (error,) = answer.json()["errors"]
+    assert (answer.status_code, error["loc"]) == (422, ["query", "types"])
+    assert "'run_ended'" in error["msg"]
+    assert "run_completed, " in error["msg"]
+    assert streams.asked == []
+
+
+async def test_a_stream_with_child_runs_has_opaque_ids(client: httpx.AsyncClient, services: StubServices) -> None:
+    families = services.family_streams = FamilyStreams()
+    path = "/runs/r/events?subagents=true"
+    answer = await client.get(f"{path}&types=text_delta,subagent_event&deltas=false", headers={"Last-Event-ID": "f1.x"})
+    assert b"id: f1.y\nevent: subagent_event\n" in answer.content
+    assert families.asked == [("r", "f1.x", {"types": frozenset({"text_delta", "subagent_event"}), "deltas": False})]
+    assert (await client.get(path)).status_code == 200
+    assert families.asked[1][1] is None
+    families.nothing_left = True
+    assert (await client.get(path, headers={"Last-Event-ID": "f1.y"})).status_code == 204
+
+
+async def test_an_id_of_the_one_stream_is_none_of_the_other(client: httpx.AsyncClient, services: StubServices) -> None:
+    services.family_streams = FamilyStreams()
+    mixed = await client.get("/runs/r/events", headers={"Last-Event-ID": "f1.x"})
+    assert (mixed.status_code, mixed.json()["errors"][0]["loc"]) == (422, ["header", "Last-Event-ID"])
+    mixed = await client.get("/runs/r/events?subagents=true&after=1")
+    assert (mixed.status_code, mixed.json()["errors"][0]["loc"]) == (422, ["query", "after"])
 
 
 async def test_a_reader_that_has_everything_is_told_to_stop(client: httpx.AsyncClient, streams: Streams) -> None:

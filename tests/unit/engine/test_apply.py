@@ -12,31 +12,33 @@ from app.engine.actions import CallModel, ExecuteTools, Finish
 from app.engine.agent import LlmFailurePolicy, ResolvedAgent, ToolFailurePolicy
 from app.engine.apply import (
     ActionOutcome,
+    CallsMoved,
     ModelFailed,
     ModelResponded,
-    ToolsFinished,
-    Transition,
     apply,
     begun,
     closing_event,
     opening,
 )
 from app.engine.decide import decide
+from app.engine.effects import ToolEffect
 from app.engine.errors import ModelError, ModelErrorCode, RunError
 from app.engine.events import Event, EventType, encode
 from app.engine.messages import Message, Role, ToolCall
 from app.engine.model import FinishReason, ModelResponse
+from app.engine.moves import Ended
 from app.engine.state import Phase, RunState, finished
 from app.engine.status import RunStatus
-from app.engine.tools import ToolEffect, ToolResult
+from app.engine.tools import ToolResult
+from app.engine.transition import Transition
 from app.engine.usage import Usage
-from tests.unit.engine.simulation import RUN, TOOLS, a_response, a_result, an_agent
+from tests.unit.engine.builders import RUN, a_response, a_result, a_scope, an_agent
 
 READ, PUT, SEND = (ToolCall(name, name, '{"q": 1}') for name in ("read", "put", "send"))
 
 
 def applied(state: RunState, outcome: ActionOutcome, agent: ResolvedAgent | None = None) -> Transition:
-    return apply(state, outcome, agent or an_agent(), RUN, TOOLS, set())
+    return apply(state, outcome, a_scope(agent))
 
 
 def respond(response: ModelResponse, state: RunState | None = None, **changes: object) -> Transition:
@@ -46,6 +48,10 @@ def respond(response: ModelResponse, state: RunState | None = None, **changes: o
 def begun_batch(*calls: ToolCall, agent: ResolvedAgent | None = None) -> RunState:
     state = respond(a_response("", *calls)).state
     return begun(state, decide(state, agent or an_agent()))
+
+
+def ended(state: RunState, *results: tuple[int, ToolResult], agent: ResolvedAgent | None = None) -> Transition:
+    return applied(state, CallsMoved(tuple(Ended(index, result) for index, result in results)), agent)
 
 
 def warnings(transition: Transition) -> list[str]:
@@ -119,7 +125,9 @@ def test_calls_are_opened_with_the_effects_of_their_tools() -> None:
         ToolEffect.UNSAFE,
         ToolEffect.UNSAFE,
     ]
-    assert [(record.step, record.call) for record in asked.records] == [(1, one) for one in asked.state.calls]
+    latest = {record.call.index: record.call for record in asked.records}
+    assert [latest[index] for index in sorted(latest)] == list(asked.state.calls)
+    assert {record.step for record in asked.records} == {1}
     assert not any(call.started for call in asked.state.calls)
     assert asked.messages == (Message(Role.ASSISTANT, "let me see", tuple(call.call for call in asked.state.calls)),)
     assert asked.state.best_text == "let me see"
@@ -139,7 +147,7 @@ def test_calls_are_opened_with_the_effects_of_their_tools() -> None:
 )
 def test_repeated_and_missing_call_ids_are_made_unique(ids: list[str], used: set[str], expected: list[str]) -> None:
     calls = tuple(ToolCall(identifier, "read", "{}") for identifier in ids)
-    asked = apply(RunState(), ModelResponded(a_response("", *calls), 1.0), an_agent(), RUN, TOOLS, frozenset(used))
+    asked = apply(RunState(), ModelResponded(a_response("", *calls), 1.0), replace(a_scope(), used_ids=used))
     assert [call.call.id for call in asked.state.calls] == expected
     assert [call.id for call in asked.messages[0].tool_calls] == expected
 
@@ -157,7 +165,7 @@ def test_a_failed_model_call_fails_the_run_with_its_reason(code: ModelErrorCode)
 
 
 def test_a_failed_model_call_degrades_the_run_where_the_agent_says_so() -> None:
-    agent = an_agent(llm_failure=LlmFailurePolicy.DEGRADE)
+    agent = an_agent(llm_failure_policy=LlmFailurePolicy.DEGRADE)
     error = ModelError(ModelErrorCode.TIMEOUT, "too slow")
     outcome = applied(RunState(best_text="so far"), ModelFailed(error), agent).state.outcome
     assert outcome is not None
@@ -169,10 +177,10 @@ def test_a_failed_model_call_degrades_the_run_where_the_agent_says_so() -> None:
 
 def test_a_step_closes_when_its_last_call_has_ended_with_results_in_the_order_of_the_calls() -> None:
     state = begun_batch(READ, PUT)
-    first = applied(state, ToolsFinished(((1, a_result(text="second")),)))
+    first = ended(state, (1, a_result(text="second")))
     assert (first.messages, first.state.phase, first.state.step) == ((), Phase.EXECUTE_TOOLS, 1)
     assert [record.call.index for record in first.records] == [1]
-    last = applied(first.state, ToolsFinished(((0, a_result(text="first")),)))
+    last = ended(first.state, (0, a_result(text="first")))
     assert [(message.tool_call_id, message.content) for message in last.messages] == [
         ("read", "first"),
         ("put", "second"),
@@ -183,8 +191,8 @@ def test_a_step_closes_when_its_last_call_has_ended_with_results_in_the_order_of
 
 def test_a_result_that_comes_twice_counts_once() -> None:
     state = begun_batch(READ, PUT)
-    once = applied(state, ToolsFinished(((0, a_result(text="first")),)))
-    twice = applied(once.state, ToolsFinished(((0, a_result(text="other")),)))
+    once = ended(state, (0, a_result(text="first")))
+    twice = ended(once.state, (0, a_result(text="other")))
     assert twice == Transition(once.state)
 
 
@@ -197,9 +205,9 @@ def test_a_result_that_comes_twice_counts_once() -> None:
     ],
 )
 def test_a_failed_tool_does_what_the_policy_says(policy: ToolFailurePolicy, status: RunStatus) -> None:
-    agent = an_agent(tool_failure=policy)
+    agent = an_agent(tool_failure_policy=policy)
     results = ((0, a_result(False, "no such city")), (1, a_result()))
-    closed = applied(begun_batch(READ, PUT), ToolsFinished(results), agent)
+    closed = ended(begun_batch(READ, PUT), *results, agent=agent)
     assert [message.content for message in closed.messages] == ["no such city", "found"]
     end = closed if policy is ToolFailurePolicy.FAIL else respond(a_response("42"), closed.state)
     assert end.state.outcome is not None
@@ -210,17 +218,17 @@ def test_a_failed_tool_does_what_the_policy_says(policy: ToolFailurePolicy, stat
 
 
 def test_a_failing_batch_is_awaited_to_its_end_before_it_fails_the_run() -> None:
-    agent = an_agent(tool_failure=ToolFailurePolicy.FAIL)
-    half = applied(begun_batch(READ, PUT), ToolsFinished(((0, a_result(False, "no")),)), agent)
+    agent = an_agent(tool_failure_policy=ToolFailurePolicy.FAIL)
+    half = ended(begun_batch(READ, PUT), (0, a_result(False, "no")), agent=agent)
     assert half.state.outcome is None
-    whole = applied(half.state, ToolsFinished(((1, a_result()),)), agent)
+    whole = ended(half.state, (1, a_result()), agent=agent)
     assert whole.state.outcome is not None
     assert whole.state.outcome.status is RunStatus.FAILED
 
 
 def completed_output(result: ToolResult, max_chars: int = 200) -> object:
-    ended = applied(begun_batch(READ), ToolsFinished(((0, result),)), an_agent(tool_output_max_chars=max_chars))
-    return orjson.loads(encode(ended.events[0], RUN))["data"]["output"]
+    done = ended(begun_batch(READ), (0, result), agent=an_agent(tool_output_max_chars=max_chars))
+    return orjson.loads(encode(done.events[0], RUN))["data"]["output"]
 
 
 def test_an_event_carries_the_output_as_json_while_it_is_small_and_else_what_the_model_read() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from app.engine.events import DELTA_TYPES, TERMINAL_TYPES, Event, EventType, RunIdentity, StoredEvent, encode
 from app.engine.messages import Message, Role, ToolCall, json_or_text
 from app.engine.status import RunStatus
-from tests.unit.engine.simulation import ARGUMENTS, RUN, TRICKY
+from tests.unit.engine.builders import RUN
+from tests.unit.engine.odd_texts import ARGUMENTS, TRICKY
 
 
 def stored(event: Event, at: datetime = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) -> StoredEvent:

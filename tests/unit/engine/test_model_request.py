@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +10,7 @@ from app.engine.agent import fill_placeholders
 from app.engine.messages import Message, Role, ToolCall
 from app.engine.model_request import build_request, close_dangling_calls
 from app.engine.tools import ToolSpec
-from tests.unit.engine.simulation import an_agent
+from tests.unit.engine.builders import an_agent
 
 # --- placeholders -------------------------------------------------------------------------------------------
 
@@ -62,7 +60,7 @@ SPEC = ToolSpec("read", "", {"type": "object"})
 
 
 def test_one_system_message_comes_first_and_warns_of_tool_output_only_where_there_are_tools() -> None:
-    agent = replace(an_agent(), instructions="Help {{ who }}.", context_defaults={"who": "all"})
+    agent = an_agent(instructions="Help {{ who }}.", context_defaults={"who": "all"})
     plain = build_request(agent, {}, [Message(Role.USER, "hi")], ())
     assert list(plain.messages) == [Message(Role.SYSTEM, "Help all."), Message(Role.USER, "hi")]
     armed = build_request(agent, {"who": "Ada"}, [Message(Role.USER, "hi")], (SPEC,))

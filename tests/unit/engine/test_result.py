@@ -5,8 +5,11 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from app.engine.result import agent_result, timestamp
+from app.engine.records import SubagentExecution
+from app.engine.result import agent_result, result_of
 from app.engine.status import RunStatus
+from app.engine.timestamp import timestamp
+from app.engine.usage import Usage
 from tests.unit.api.records import CALL, a_finished_run, a_run
 
 
@@ -46,3 +49,41 @@ def test_every_tool_call_is_told_with_what_became_of_it() -> None:
     ]
     assert (result["state_snapshot"]["tool_calls"], result["state_snapshot"]["replayed_effects"]) == (4, 1)
     assert {record["agent_path"] for record in records} == {"helper"}
+
+
+def test_every_child_run_is_told_with_how_it_ended() -> None:
+    done = SubagentExecution("researcher", "c1", RunStatus.COMPLETED, "found", None, 12.5, Usage(1, 20, 3))
+    tolerated = SubagentExecution("writer", "c2", RunStatus.DEGRADED, "half", "cut off", 3.0, Usage(1, 2, 3))
+    late = SubagentExecution("reviewer", "c3", RunStatus.INTERRUPTED, None, "out of time", 99.0, Usage())
+    result = agent_result(a_finished_run(subagent_executions=(done, tolerated, late)))
+    assert result is not None
+    assert result["subagent_executions"][0] == {
+        "subagent_name": "researcher",
+        "run_id": "c1",
+        "success": True,
+        "state": "completed",
+        "output_text": "found",
+        "error": None,
+        "latency_ms": 12.5,
+        "usage": Usage(1, 20, 3).as_dict(),
+    }
+    assert [each["success"] for each in result["subagent_executions"]] == [True, True, False]
+
+
+def test_a_child_runs_result_says_where_in_its_family_it_stands() -> None:
+    result = agent_result(a_finished_run(tool_executions=(CALL,), agent_depth=2, agent_path="a>b>helper"))
+    assert result is not None
+    (record,) = result["tool_executions"]
+    assert (record["agent_name"], record["agent_depth"], record["agent_path"]) == ("helper", 2, "a>b>helper")
+
+
+def test_python_callers_get_records() -> None:
+    done = SubagentExecution("researcher", "c1", RunStatus.COMPLETED, "found", None, 12.5, Usage(1, 20, 3))
+    result = result_of(a_finished_run(tool_executions=(CALL,), subagent_executions=(done,)))
+    (delegated,) = result.subagent_executions
+    assert (delegated.state, delegated.output_text, delegated.usage["input_tokens"]) == (
+        RunStatus.COMPLETED,
+        "found",
+        20,
+    )
+    assert result.tool_executions[0].output == {"sum": 3.0}

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from app.engine.agent import AgentDefinition
-from app.engine.tools import ToolEffect, ToolInvocation, ToolResult
+from app.engine.effects import ToolEffect
+from app.engine.tools import ToolInvocation, ToolResult
 from app.llm.scripted import ScriptedModel
 from app.tools import ToolRegistry
 from app.tools.builtin import calculate
@@ -49,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def invoke(registry: ToolRegistry, name: str, arguments: dict[str, Any]) -> ToolResult:
-    return await registry.invoke(
+    result = await registry.invoke(
         ToolInvocation(
             run_id="r",
             thread_id="t",
@@ -64,6 +65,8 @@ async def invoke(registry: ToolRegistry, name: str, arguments: dict[str, Any]) -
             output_max_chars=12_000,
         )
     )
+    assert isinstance(result, ToolResult)
+    return result
 
 
 class TestAgents:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import repeat
 from typing import Any
 
 import pytest
 
 from app.engine.errors import ModelError, ModelErrorCode
-from app.engine.messages import Message, Role
+from app.engine.messages import Message, Role, ToolCall
 from app.engine.model import (
     FinishReason,
     ModelRequest,
@@ -128,6 +130,24 @@ def test_usage_that_is_missing_is_estimated_and_said_so(usage: Any) -> None:
     assert response.usage == Usage(1, 104, 10)
 
 
+@pytest.mark.parametrize("absurd", [2**63, 10**30, -(2**70), float("inf"), float("nan")])
+def test_usage_that_no_call_can_have_is_missing(absurd: float) -> None:
+    usage = {"prompt_tokens": absurd, "completion_tokens": absurd}
+    assert _response(_chunk({"content": "y" * 40}, "stop"), {"usage": usage}).usage_estimated
+    details = {"prompt_tokens_details": {"cached_tokens": absurd}, "completion_tokens_details": {"reasoning_tokens": 1}}
+    given = _response(_chunk({"content": "y"}, "stop", usage={"prompt_tokens": 7, "completion_tokens": 5, **details}))
+    assert given.usage == Usage(llm_calls=1, input_tokens=7, output_tokens=5, reasoning_tokens=1)
+
+
+def test_halves_of_surrogate_pairs_are_replaced_wherever_they_stand() -> None:
+    call = {"index": 0, "id": "a\ud800", "function": {"name": "add\udfff", "arguments": '{"x": "\udc00"}'}}
+    response = _response(
+        _chunk({"content": "ü\ud83d"}), _chunk({"reasoning": "\ud83d"}), _chunk({"tool_calls": [call]}, "stop")
+    )
+    assert response.text == "ü\ufffd"
+    assert response.tool_calls == (ToolCall("a\ufffd", "add\ufffd", '{"x": "\ufffd"}'),)
+
+
 def test_usage_inside_the_last_chunk_counts() -> None:
     response = _response(_chunk({"content": "x"}, "stop", usage={"prompt_tokens": 3, "completion_tokens": 2}))
     assert response.usage == Usage(1, 3, 2)
@@ -171,3 +191,53 @@ def test_finish_reason_error_is_the_providers_error() -> None:
     with pytest.raises(ModelError, match="upstream is down") as caught:
         _response(_chunk({"content": ""}, "error", error={"code": 502, "message": "upstream is down"}))
     assert caught.value.code is ModelErrorCode.SERVER_ERROR
+
+
+MIB = 1024 * 1024
+
+
+def _function(call_id: str = "a", **parts: str) -> dict[str, Any]:
+    return {"tool_calls": [{"index": 0, "id": call_id, "function": {"name": "add", **parts}}]}
+
+
+def _take(completion: Completion, deltas: Iterable[dict[str, Any]]) -> None:
+    for delta in deltas:
+        completion.take(_chunk(delta))
+
+
+@pytest.mark.parametrize(
+    "deltas",
+    [
+        [{"content": "x" * MIB}],
+        [{"content": "\u00fc" * (MIB // 2)}],
+        [{"reasoning": "x" * MIB}],
+        [{"refusal": "x" * MIB}],
+        [_function(arguments="x" * MIB)],
+        [_function("a", name="x" * (MIB // 2)), _function("b", name="x" * (MIB // 2))],
+        [{"content": "x" * (MIB // 2)}, {"reasoning": "x" * (MIB // 4)}, _function(arguments="x" * (MIB // 4))],
+    ],
+    ids=["text", "bytes not letters", "reasoning", "refusal", "arguments", "names", "all together"],
+)
+def test_an_answer_without_end_is_given_up_at_its_bound(deltas: list[dict[str, Any]]) -> None:
+    completion = _completion()
+    _take(completion, deltas * 15)
+    with pytest.raises(ModelError, match="openai: the answer is longer than 16 MiB") as caught:
+        _take(completion, deltas * 2)
+    assert caught.value.code is ModelErrorCode.INVALID_RESPONSE
+
+
+@pytest.mark.parametrize("delta", [{"content": "x"}, {"reasoning": "x"}, {"tool_calls": [{"index": 0}]}])
+def test_pieces_without_end_are_given_up_however_little_they_say(delta: dict[str, Any]) -> None:
+    completion = _completion()
+    _take(completion, repeat(delta, 500_000))  # more than the tokens of any model's answer
+    with pytest.raises(ModelError, match="longer than 16 MiB"):
+        _take(completion, repeat(delta, 600_000))
+
+
+def test_calls_without_end_are_given_up() -> None:
+    calls = [{"tool_calls": [{"index": number, "function": {"name": "add"}}]} for number in range(1025)]
+    completion = _completion()
+    _take(completion, calls[:1024])
+    with pytest.raises(ModelError, match="more than 1024 tool calls") as caught:
+        _take(completion, calls[1024:])
+    assert caught.value.code is ModelErrorCode.INVALID_RESPONSE

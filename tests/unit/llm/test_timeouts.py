@@ -60,6 +60,24 @@ async def test_silence_is_a_timeout_and_closes_the_stream(pieces: int, request_:
     assert client.closed.is_set()
 
 
+async def test_a_stream_that_never_pauses_leaves_the_loop_its_turns() -> None:
+    class Flood(SilentAfter):
+        async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
+            for _ in range(self.pieces):
+                yield TextDelta("x")
+
+    stream = TimeoutClient(Flood(10_000_000)).stream(_request(LONG_S, LONG_S))
+    turned = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turned.set)
+    read = 0
+    async for _ in stream:
+        read += 1
+        if turned.is_set():
+            break
+    await stream.aclose()
+    assert 0 < read < 10_000_000
+
+
 async def test_the_task_is_not_left_cancelled_by_a_timeout() -> None:
     with pytest.raises(ModelError):
         await _read(SilentAfter(0), _request(0.01, LONG_S))

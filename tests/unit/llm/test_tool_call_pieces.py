@@ -97,3 +97,15 @@ def test_a_delta_names_the_calls_place_in_the_response_not_the_servers_index() -
     pieces = ToolCallPieces()
     deltas = [pieces.add(_piece(5, "a", "add", "{}")), pieces.add(_piece(9, "b", "sub", "{}"))]
     assert [(delta.index, delta.tool_call_id) for delta in deltas] == [(0, "a"), (1, "b")]
+
+
+def test_what_no_row_can_hold_is_replaced_in_names_and_ids() -> None:
+    collected = ToolCallPieces()
+    delta = collected.add(_piece(0, "a\0", "add\0\ud800", "{}"))
+    assert (delta.tool_call_id, delta.name) == ("a\ufffd", "add\ufffd\ufffd")
+    assert collected.calls(complete=True) == (ToolCall("a\ufffd", "add\ufffd\ufffd", "{}"),)
+
+
+def test_an_id_with_a_nul_is_still_known_by_its_pieces() -> None:
+    pieces = _piece(None, "a\0", "add", '{"x"'), _piece(None, "a\0", "", ":1}")
+    assert _calls(*pieces) == (ToolCall("a\ufffd", "add", '{"x":1}'),)

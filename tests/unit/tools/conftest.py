@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -10,9 +10,11 @@ import pytest
 
 from app.engine.tools import ToolInvocation, ToolResult
 from app.tools import FunctionTool, ToolRegistry
+from tests.tool_calls import EndingRegistry
 
 Invocation = Callable[..., ToolInvocation]
 Call = Callable[..., Awaitable[ToolResult]]
+Registered = Callable[..., ToolRegistry]
 
 
 @pytest.fixture
@@ -31,6 +33,7 @@ def invocation() -> Invocation:
             "metadata": {},
             "allowed_tools": frozenset({tool_name}),
             "output_max_chars": 12_000,
+            "sanitize": False,  # most tests are about what a tool says; fences have tests of their own
         }
         return ToolInvocation(**(fields | changes))
 
@@ -42,10 +45,23 @@ def call(invocation: Invocation) -> Call:
     """Call one tool with arguments, as an object or as the model's text."""
 
     async def invoke(tool: FunctionTool[..., Any], arguments: object = "{}", **changes: Any) -> ToolResult:
-        registry = ToolRegistry([tool])
+        registry = EndingRegistry([tool])
         try:
             return await registry.invoke(invocation(tool.spec.name, arguments, **changes))
         finally:
             await registry.aclose()
 
     return invoke
+
+
+@pytest.fixture
+async def registered() -> AsyncIterator[Registered]:
+    made: list[ToolRegistry] = []
+
+    def make(*tools: Any, **settings: Any) -> ToolRegistry:
+        made.append(ToolRegistry(tools, **settings))
+        return made[-1]
+
+    yield make
+    for registry in made:
+        await registry.aclose()

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.tools import ToolEffect, ToolResult
+from app.engine.effects import ToolEffect
+from app.engine.tools import ToolResult
 from app.tools.builtin import calculate, current_time
 
 Call = Callable[..., Awaitable[ToolResult]]

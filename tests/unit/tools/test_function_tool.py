@@ -11,7 +11,7 @@ import jsonschema_rs
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from app.engine.tools import ToolEffect
+from app.engine.effects import ToolEffect
 from app.tools import FunctionTool, ToolContext, ToolDefinitionError, tool
 
 

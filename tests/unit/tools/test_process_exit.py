@@ -75,3 +75,4 @@ def test_a_tool_that_never_returns_does_not_stop_process_exit(script: str, lines
     assert done.returncode == 0, done.stderr
     printed = done.stdout.splitlines()
     assert [line for line in printed if line in lines] == lines
+    assert "Error" not in done.stderr

@@ -12,7 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.engine.tools import ToolInvocation, ToolResult
-from app.tools import ToolContext, ToolRegistry, tool
+from app.tools import ToolContext, tool
+from tests.tool_calls import EndingRegistry
 
 Invocation = Callable[..., ToolInvocation]
 Call = Callable[..., Awaitable[ToolResult]]
@@ -213,7 +214,7 @@ class TestTimeouts:
             ended.set()
             return "too late"
 
-        registry = ToolRegistry([stubborn])
+        registry = EndingRegistry([stubborn])
         result = await asyncio.wait_for(registry.invoke(invocation("stubborn")), 5)
         assert result.error == "timed out after 0.05 s"
         with capture_logs() as logs:
@@ -238,7 +239,7 @@ class TestTimeouts:
         def free() -> str:
             return "free again"
 
-        registry = ToolRegistry([block, free], max_threads=1)
+        registry = EndingRegistry([block, free], max_threads=1)
         first = await asyncio.wait_for(registry.invoke(invocation("block", {"number": 1})), 5)
         assert first.error == "timed out after 0.1 s"
         second = await asyncio.wait_for(registry.invoke(invocation("block", {"number": 2})), 5)
@@ -257,7 +258,7 @@ class TestTimeouts:
         def quick() -> str:
             return "quick"
 
-        registry = ToolRegistry([block, quick], max_threads=1)
+        registry = EndingRegistry([block, quick], max_threads=1)
         blocked = asyncio.create_task(registry.invoke(invocation("block")))
         await asyncio.sleep(0)
         result = await registry.invoke(invocation("quick"))
@@ -281,7 +282,7 @@ class TestCancellation:
                 cancelled.set()
                 raise
 
-        registry = ToolRegistry([hang])
+        registry = EndingRegistry([hang])
         running = asyncio.create_task(registry.invoke(invocation("hang")))
         await started.wait()
         running.cancel()
@@ -300,7 +301,7 @@ class TestCancellation:
             started.append(name)
             gate.wait(30)
 
-        registry = ToolRegistry([block], max_threads=1)
+        registry = EndingRegistry([block], max_threads=1)
         first = asyncio.create_task(registry.invoke(invocation("block", {"name": "first"})))
         await asyncio.sleep(0)
         second = asyncio.create_task(registry.invoke(invocation("block", {"name": "second"})))
@@ -332,7 +333,7 @@ class TestThreads:
                 running -= 1
             return number
 
-        registry = ToolRegistry([count], max_threads=4)
+        registry = EndingRegistry([count], max_threads=4)
         calls = [registry.invoke(invocation("count", {"number": n})) for n in range(200)]
         results = await asyncio.gather(*calls)
         assert [result.content for result in results] == [str(n) for n in range(200)]
@@ -347,7 +348,7 @@ class TestThreads:
             names.add(threading.current_thread())
             return "x"
 
-        registry = ToolRegistry([who])
+        registry = EndingRegistry([who])
         await registry.invoke(invocation("who"))
         await registry.aclose()
         (thread,) = names
@@ -366,7 +367,7 @@ class TestThreads:
         def quick(ctx: ToolContext) -> str:
             return ctx.run_id
 
-        registry = ToolRegistry([block, quick], max_threads=2)
+        registry = EndingRegistry([block, quick], max_threads=2)
         assert not asyncio.run(_closing(registry.invoke(invocation("block")))).success
         gate.set()  # answers a loop that is gone
         for _ in range(3):
@@ -375,7 +376,7 @@ class TestThreads:
 
     def test_a_pool_of_none_is_refused(self) -> None:
         with pytest.raises(ValueError, match="max_threads"):
-            ToolRegistry(max_threads=0)
+            EndingRegistry(max_threads=0)
 
 
 async def _closing(call: Awaitable[ToolResult]) -> ToolResult:

@@ -6,8 +6,10 @@ from textwrap import dedent
 
 import pytest
 
-from app.engine.tools import ToolEffect, ToolInvocation, ToolPort
-from app.tools import ToolRegistrationError, ToolRegistry, tool
+from app.engine.effects import ToolEffect
+from app.engine.tools import ToolInvocation, ToolPort
+from app.tools import ToolRegistrationError, tool
+from tests.tool_calls import EndingRegistry
 
 Invocation = Callable[..., ToolInvocation]
 WriteModule = Callable[[str, str], None]
@@ -37,7 +39,7 @@ def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteModule
 
 
 def test_implements_the_engines_port() -> None:
-    port: ToolPort = ToolRegistry([echo])
+    port: ToolPort = EndingRegistry([echo])
     spec = port.spec("echo")
     assert spec is not None
     assert (spec.name, spec.description, spec.effect) == ("echo", "Say it again.", ToolEffect.READ_ONLY)
@@ -45,7 +47,7 @@ def test_implements_the_engines_port() -> None:
 
 
 def test_lists_tools_in_the_order_of_their_arrival() -> None:
-    registry = ToolRegistry([other])
+    registry = EndingRegistry([other])
     registry.register(echo)
     assert [spec.name for spec in registry.specs()] == ["other", "echo"]
 
@@ -54,7 +56,7 @@ def test_a_name_that_is_taken_is_refused_naming_both_sides() -> None:
     @tool(name="echo")
     def imitation() -> None: ...
 
-    registry = ToolRegistry([echo])
+    registry = EndingRegistry([echo])
     registry.register(echo)
     with pytest.raises(ToolRegistrationError) as refused:
         registry.register(imitation)
@@ -64,7 +66,7 @@ def test_a_name_that_is_taken_is_refused_naming_both_sides() -> None:
 
 
 async def test_a_tool_that_the_agent_did_not_name_does_not_exist_for_it(invocation: Invocation) -> None:
-    registry = ToolRegistry([echo, other])
+    registry = EndingRegistry([echo, other])
     hidden = await registry.invoke(invocation("other", allowed_tools=frozenset({"echo", "abc"})))
     missing = await registry.invoke(invocation("nothing", allowed_tools=frozenset({"echo", "abc"})))
     assert hidden.error == "there is no tool 'other'; the tools are: abc, echo"
@@ -75,12 +77,12 @@ async def test_a_tool_that_the_agent_did_not_name_does_not_exist_for_it(invocati
 
 
 async def test_a_tool_that_this_replica_lacks_is_an_error_of_the_call(invocation: Invocation) -> None:
-    result = await ToolRegistry().invoke(invocation("echo"))
+    result = await EndingRegistry().invoke(invocation("echo"))
     assert result.error == "the tool 'echo' is not available on this server"
 
 
 async def test_a_name_of_any_size_is_answered_within_the_bounds(invocation: Invocation) -> None:
-    result = await ToolRegistry().invoke(invocation("\x00\ud800" * 100_000, allowed_tools=frozenset[str]()))
+    result = await EndingRegistry().invoke(invocation("\x00\ud800" * 100_000, allowed_tools=frozenset[str]()))
     assert result.error is not None
     assert len(result.error) <= 2_000
     result.content.encode()
@@ -101,7 +103,7 @@ async def test_loads_the_tools_of_a_module(write_module: WriteModule, invocation
         def plain() -> None: ...
         """,
     )
-    registry = ToolRegistry()
+    registry = EndingRegistry()
     registry.load_modules(["loaded_tools.first", "app.tools.builtin"])
     assert [spec.name for spec in registry.specs()] == ["calculate", "shout", "current_time"]
     assert (await registry.invoke(invocation("shout", {"word": "a"}))).content == "Arun-1"
@@ -123,20 +125,20 @@ def test_a_module_that_gives_no_tools_is_named_with_the_setting(
     name = tmp_path.name  # unlike any other, for imported modules stay
     write_module(name, source)
     with pytest.raises(ToolRegistrationError) as refused:
-        ToolRegistry().load_modules([name])
+        EndingRegistry().load_modules([name])
     assert str(refused.value).startswith(f"TOOL_MODULES names {name!r}, which ")
     assert problem in str(refused.value)
 
 
 def test_a_module_that_does_not_exist_is_named_with_the_setting() -> None:
     with pytest.raises(ToolRegistrationError, match=r"TOOL_MODULES names 'no\.such\.module', which cannot be imported"):
-        ToolRegistry().load_modules(["no.such.module"])
+        EndingRegistry().load_modules(["no.such.module"])
 
 
 async def test_the_records_bound_is_the_registrys_and_the_messages_is_the_calls(
     invocation: Invocation,
 ) -> None:
-    registry = ToolRegistry([echo], record_max_bytes=500)
+    registry = EndingRegistry([echo], record_max_bytes=500)
     result = await registry.invoke(invocation("echo", {"word": "a" * 2_000}, output_max_chars=1_000))
     assert result.output is not None
     assert 400 < len(result.output) <= 500

@@ -1,0 +1,62 @@
+"""`Agent`: a definition that carries its tools and its subagents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+from app.engine.agent import AgentDefinition
+from app.tools.function_tool import FunctionTool, tool
+
+
+class Agent:
+    """An agent for a `Runner`: a definition that carries its tools and its subagents.
+
+    Args:
+        name: a letter, then up to 47 letters, digits, `_` or `-`.
+        model: with its prefix, such as `openai/gpt-4o-mini`.
+        instructions: the system message.
+        tools: functions, with `@tool` or without.
+        subagents: agents that this one may delegate to, each through a tool `delegate_to_<name>`.
+        settings: the other fields of `AgentDefinition`, such as `limits`, `policy` or `join_policy`.
+
+    Raises:
+        pydantic.ValidationError: a field has a wrong value.
+        ValueError: two of the agents have one name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: str,
+        instructions: str = "",
+        tools: Sequence[Callable[..., Any]] = (),
+        subagents: Sequence[Agent] = (),
+        **settings: Any,
+    ) -> None:
+        self.tools = tuple(_as_tool(each) for each in tools)
+        self.subagents = tuple(subagents)
+        self.definition = AgentDefinition.model_validate(
+            {
+                "name": name,
+                "model": model,
+                "instructions": instructions,
+                "tools": [each.spec.name for each in self.tools],
+                "subagents": [each.definition.name for each in subagents],
+                **settings,
+            }
+        )
+        known: dict[str, Agent] = {}
+        for agent in self.family():
+            if known.setdefault(agent.definition.name, agent) is not agent:
+                raise ValueError(f"two different agents are named {agent.definition.name!r}")
+
+    def family(self) -> Iterator[Agent]:
+        """This agent and all that it may delegate to, directly or not; some perhaps more than once."""
+        yield self
+        for subagent in self.subagents:
+            yield from subagent.family()
+
+
+def _as_tool(function: Callable[..., Any]) -> FunctionTool[..., Any]:
+    return cast("FunctionTool[..., Any]", function) if isinstance(function, FunctionTool) else tool(function)

@@ -1,0 +1,117 @@
+"""What executes a runner's runs, bound to one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import orjson
+from uuid_utils.compat import uuid7
+
+from app.engine.events import EventType, StoredEvent
+from app.engine.interactions import Answer, InteractionRecord
+from app.engine.limits import RunLimits
+from app.engine.model import ModelClient
+from app.engine.policy import PolicyEngine
+from app.engine.ports import RunStore
+from app.engine.store_errors import StoreError
+from app.event_bus.memory import MemoryBus
+from app.runner.config import RunnerConfig
+from app.services.run_control import RunControl
+from app.telemetry.logs import get_logger
+from app.tools.registry import ToolRegistry
+from app.worker.deltas import DeltaGatherer
+from app.worker.driver import DriverPorts
+from app.worker.executor import LocalExecutor
+from app.worker.expiry import EXPIRE_EVERY_S, expire_due
+from app.worker.worker import ClaimLoop
+
+AskPerson = Callable[[InteractionRecord], Awaitable[Answer]]
+
+log = get_logger(__name__)
+
+
+class Engine:
+    """
+    Args:
+        ask: answers the runs' questions; None if nobody in this process does.
+        shared_client: the client belongs to somebody else, who closes it.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        models: ModelClient,
+        tools: ToolRegistry,
+        config: RunnerConfig,
+        limits: RunLimits,
+        policy: PolicyEngine,
+        ask: AskPerson | None,
+        *,
+        shared_client: bool,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.bus = MemoryBus() if ask is None else _AskingBus(self._answer)
+        self.control = RunControl(store, self.bus)
+        self._store = store
+        self._ask = ask
+        self._models = models
+        self._shared_client = shared_client
+        self._deltas = DeltaGatherer(store, self.bus, time.monotonic)
+        ports = DriverPorts(store, models, tools, self.bus, self._deltas, time.monotonic, policy)
+        self.executor = LocalExecutor(ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits)
+        self.bus.on_control(self.executor.signal)
+        self.bus.on_wake(self.executor.wake)
+        self.bus.on_watched(self._deltas.noticed)
+        self._deltas.start()
+        self._questions: set[asyncio.Task[None]] = set()
+        self._tasks = [
+            asyncio.create_task(ClaimLoop(store, self.executor, self.bus).run(), name="claim-loop"),
+            asyncio.create_task(self._expire(), name="expiry"),
+        ]
+
+    async def stop(self) -> None:
+        await self.executor.drain(0.1)
+        for task in (*self._tasks, *self._questions):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._questions, return_exceptions=True)
+        await self._deltas.stop()
+        if not self._shared_client:
+            await self._models.aclose()
+
+    async def _expire(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY_S)
+            try:
+                await expire_due(self._store, self.bus)
+            except StoreError as error:
+                log.warning("expiry_failed", error=str(error))
+
+    def _answer(self, run_id: str, interaction_id: str) -> None:
+        task = asyncio.create_task(self._asked(run_id, interaction_id), name=f"interaction-{interaction_id}")
+        self._questions.add(task)
+        task.add_done_callback(self._questions.discard)
+
+    async def _asked(self, run_id: str, interaction_id: str) -> None:
+        assert self._ask is not None
+        try:
+            for interaction in await self._store.interactions(run_id):
+                if interaction.interaction_id == interaction_id:
+                    await self.control.answer(run_id, interaction_id, await self._ask(interaction))
+        except Exception:  # the caller's own code: the question is left to its fallback
+            log.exception("interaction_not_answered", run_id=run_id, interaction_id=interaction_id)
+
+
+class _AskingBus(MemoryBus):
+    """A bus that passes every new question on."""
+
+    def __init__(self, asked: Callable[[str, str], None]) -> None:
+        super().__init__()
+        self._asked = asked
+
+    def publish(self, run_id: str, events: Sequence[StoredEvent]) -> None:
+        super().publish(run_id, events)
+        for event in events:
+            if event.type == EventType.INTERACTION_REQUESTED:
+                self._asked(run_id, orjson.loads(event.body)["data"]["interaction_id"])

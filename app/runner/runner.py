@@ -1,0 +1,239 @@
+"""`Runner`: runs agents in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+from uuid_utils.compat import uuid7
+
+from app.db.memory import MemoryStore
+from app.engine.agent import AgentOverrides, AgentVersion, InteractionMode, resolve
+from app.engine.first_write import first_write
+from app.engine.limits import Limits, RunLimits
+from app.engine.messages import Message, Role
+from app.engine.model import ModelClient
+from app.engine.policy import PolicyEngine
+from app.engine.ports import RunStore
+from app.engine.records import NewRun
+from app.engine.result import AgentResult
+from app.engine.store_errors import RunConflict
+from app.llm.factory import ModelConfig, build_model_client
+from app.runner.agent import Agent
+from app.runner.config import RunnerConfig
+from app.runner.engine import AskPerson, Engine
+from app.runner.handle import RunHandle, RunStream
+from app.settings import Settings
+from app.tools.registry import ToolRegistry
+
+
+class AgentStore(RunStore, Protocol):
+    """A store that also keeps agents, for those that others delegate to."""
+
+    def put_agent_version(self, version: AgentVersion, tenant_id: str = "") -> None:
+        """Make `version` the current one of its agent."""
+        ...
+
+
+class Runner:
+    """Runs agents in this process. Threads last as long as the store.
+
+    Use it as an async context manager to keep connections to the model between runs; without that, each run opens and
+    closes its own.
+
+    Args:
+        policy_engine: rules for all agents, beside those in their definitions.
+        ask: answers the runs' questions to people (approvals, inputs): an async function from `InteractionRecord` to
+            `Answer`. With it runs wait for its answers; without it they go by their agent's `interaction_mode`.
+        store: where runs live; None for memory.
+        model_client: answers all model calls in place of the clients that `config` describes.
+    """
+
+    def __init__(
+        self,
+        config: RunnerConfig | None = None,
+        *,
+        policy_engine: PolicyEngine | None = None,
+        ask: AskPerson | None = None,
+        store: AgentStore | None = None,
+        model_client: ModelClient | None = None,
+    ) -> None:
+        self._config = config or RunnerConfig()
+        self._limits = RunLimits().replaced(self._config.limits)
+        self._store = store or MemoryStore(limits=self._limits)
+        self._model_client = model_client
+        self._tools = ToolRegistry()
+        self._policy = policy_engine or PolicyEngine()
+        self._ask = ask
+        self._engine: Engine | None = None
+        self._users = 0
+
+    def run_sync(self, agent: Agent, *, user_message: str, **options: Any) -> AgentResult:
+        """`run` for code without an event loop.
+
+        Raises:
+            RuntimeError: called where an event loop runs; `await runner.run(...)` there.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RuntimeError("run_sync blocks and an event loop runs here: use `await runner.run(...)`")
+        return asyncio.run(self.run(agent, user_message=user_message, **options))
+
+    async def run(
+        self,
+        agent: Agent,
+        *,
+        user_message: str,
+        thread_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> AgentResult:
+        """Run to the end and answer with the result, whatever state the run ends in."""
+        handle = await self.run_handle(
+            agent, user_message=user_message, thread_id=thread_id, context=context, limits=limits
+        )
+        return await handle.await_result()
+
+    async def run_stream(
+        self,
+        agent: Agent,
+        *,
+        user_message: str,
+        thread_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> RunStream:
+        """Run and hand out the events: an async iterator, whose `result` is there when it has ended."""
+        handle = await self.run_handle(
+            agent, user_message=user_message, thread_id=thread_id, context=context, limits=limits
+        )
+        return RunStream(handle)
+
+    async def run_handle(
+        self,
+        agent: Agent,
+        *,
+        user_message: str,
+        thread_id: str | None = None,
+        context: Mapping[str, Any] | None = None,
+        limits: Limits | None = None,
+    ) -> RunHandle:
+        """Start a run and answer with a handle to it."""
+        version = self._keep(agent)
+        engine = self._enter()
+        run_id = str(uuid7())
+        mode = None if self._ask is None else InteractionMode.EXTERNAL
+        overrides = AgentOverrides(limits=limits, interaction_mode=mode)
+        resolved = resolve(version, overrides, self._limits)
+        message = (Message(Role.USER, user_message),)
+        new = NewRun(
+            run_id=run_id,
+            thread_id=thread_id or str(uuid7()),
+            thread_key=str(uuid7()),
+            agent=version,
+            input=message,
+            overrides=overrides,
+            context=context or {},
+            opening=None if thread_id else first_write(resolved, context or {}, message, self._tools, self._policy),
+        )
+        created = await self._store.create(new, owner=engine.executor.owner if engine.executor.has_room() else None)
+        if created.claim is not None:
+            engine.executor.start(created.claim, created.run, version)
+        else:
+            engine.bus.queued()
+        return RunHandle(self._store, engine, run_id, self.leave)
+
+    async def resume(
+        self, agent: Agent, *, run_id: str, thread_id: str | None = None, limits: Limits | None = None
+    ) -> AgentResult:
+        """Go on with a paused, failed or interrupted run from its last checkpoint, to the end.
+
+        Args:
+            agent: whose tools the run needs; the definition stays the one that the run began with.
+            thread_id: checked against the run's own if given.
+
+        Raises:
+            RunNotFound: there is no such run.
+            RunConflict: its status, or its thread, does not allow it.
+            LimitReached: it would meet a limit at once; `limits` may state higher ones.
+            DamagedCheckpoint: its last checkpoint cannot be understood.
+        """
+        self._keep(agent)
+        run = await self._store.get(run_id)
+        if thread_id is not None and thread_id != run.thread_id:
+            raise RunConflict(f"run {run_id} belongs to thread {run.thread_id}, not to {thread_id}", run.status)
+        engine = self._enter()
+        handle = RunHandle(self._store, engine, run_id, self.leave)
+        try:
+            await engine.control.resume(run_id, limits)
+        except BaseException:
+            await handle.close()
+            raise
+        return await handle.await_result()
+
+    async def aclose(self) -> None:
+        """Stop what runs and close the connections to models. The runner may be used again."""
+        if self._engine is not None:
+            engine, self._engine = self._engine, None
+            await engine.stop()
+
+    async def __aenter__(self) -> Runner:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.leave()
+
+    def _enter(self) -> Engine:
+        """The engine of this event loop, for one more user of it."""
+        loop = asyncio.get_running_loop()
+        if self._engine is None or self._engine.loop is not loop:
+            client = self._model_client or build_model_client(self._model_config())
+            shared = self._model_client is not None
+            self._engine = Engine(
+                self._store,
+                client,
+                self._tools,
+                self._config,
+                self._limits,
+                self._policy,
+                self._ask,
+                shared_client=shared,
+            )
+            self._users = 0
+        self._users += 1
+        return self._engine
+
+    async def leave(self) -> None:
+        """One user of the engine is done; the last one stops it."""
+        self._users -= 1
+        if self._users == 0:
+            await self.aclose()
+
+    def _keep(self, agent: Agent) -> AgentVersion:
+        """Make an agent, its subagents and their tools known; the agent's version."""
+        versions: dict[str, AgentVersion] = {}
+        for each in agent.family():
+            for function in each.tools:
+                self._tools.register(function)
+            name = each.definition.name
+            if name not in versions:
+                versions[name] = AgentVersion(str(uuid7()), each.definition)
+                self._store.put_agent_version(versions[name])
+        return versions[agent.definition.name]
+
+    def _model_config(self) -> ModelConfig:
+        settings = Settings.load()
+        config = self._config
+        return ModelConfig(
+            openai_api_key=config.openai_api_key or settings.openai_api_key.get_secret_value() or None,
+            openai_base_url=config.openai_base_url or settings.openai_base_url,
+            scripts_dir=config.scripts_dir,
+        )

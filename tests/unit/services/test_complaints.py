@@ -1,0 +1,49 @@
+"""What is wrong with a value is told where it stands in the value, in words that say what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.engine.agent import AgentDefinition
+from app.services.complaints import complaints_of
+
+_AGENT: dict[str, Any] = {"name": "a", "model": "demo/echo"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "location", "text"),
+    [
+        ({"colour": 1}, ("colour",), "this is not known here"),
+        ({"model": ""}, ("model",), "string should have at least 1 character"),
+        ({"quorum": 2}, ("quorum",), "stated with join_policy: quorum, and only with it"),
+        ({"join_policy": "quorum"}, ("quorum",), "stated with join_policy: quorum, and only with it"),
+        (
+            {"tools": ["ask"], "tool_definitions": [{"type": "caller", "name": "ask"}]},
+            ("tool_definitions",),
+            "'ask' is the name of another tool of this agent",
+        ),
+        (
+            {"tool_definitions": [{"type": "http", "name": "x", "url": "https://a.example/{id}"}]},
+            ("tool_definitions", 0, "url"),
+            "{id} is none of the parameters' properties",
+        ),
+        ({"tool_definitions": [{"type": "caller"}]}, ("tool_definitions", 0, "name"), "this is required"),
+        ({"tools": ["a", "a"]}, ("tools",), "names twice: a"),
+        ({"policy": {"rules": [{}]}}, ("policy", "rules", 0, "rule_id"), "this is required"),
+    ],
+)
+def test_a_complaint_names_the_field(fields: dict[str, Any], location: tuple[str | int, ...], text: str) -> None:
+    value = {**_AGENT, **fields}
+    with pytest.raises(ValidationError) as refused:
+        AgentDefinition.model_validate(value)
+    assert complaints_of(refused.value, value)[0] == (location, text)
+
+
+def test_a_flood_of_complaints_is_cut_short() -> None:
+    value = {**_AGENT, **{f"x{number}": 1 for number in range(100)}}
+    with pytest.raises(ValidationError) as refused:
+        AgentDefinition.model_validate(value)
+    assert len(complaints_of(refused.value, value)) == 20
