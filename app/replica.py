@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -37,15 +36,9 @@ from app.services.tool_catalogue import ToolCatalogue
 from app.settings import Settings
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Labels, Metrics
-from app.tools.egress import Allowance, Egress
-from app.tools.http_tools import HttpTools
-from app.tools.mcp_servers import McpServers, read_declarations
 from app.tools.metered import MeteredTools
+from app.tools.operator_tools import operator_registry
 from app.tools.registry import ToolRegistry
-from app.tools.sandbox.profile import Sandboxes
-from app.tools.sandbox.tools import sandbox_tools
-from app.tools.secrets import Secrets
-from app.tools.secrets_file import read_secrets
 from app.worker.deltas import DeltaGatherer
 from app.worker.driver import DriverPorts
 from app.worker.executor import LocalExecutor
@@ -174,18 +167,7 @@ def load_tools(settings: Settings) -> ToolRegistry:
         ToolRegistrationError: a module of TOOL_MODULES cannot be used.
         ToolSettingError: a setting, or a file that one names, cannot be used.
     """
-    secrets = read_secrets(settings.secrets_file, os.environ) if settings.secrets_file else Secrets()
-    sandboxes = Sandboxes.of_file(settings.sandbox_file) if settings.sandbox_file else Sandboxes()
-    servers = read_declarations(settings.mcp_servers_file) if settings.mcp_servers_file else {}
-    egress = Egress(Allowance.parse(settings.egress_allow))
-    tools = ToolRegistry(
-        sandbox_tools(sandboxes),
-        secrets=secrets,
-        sandboxes=sandboxes,
-        mcp=McpServers(servers, secrets, egress) if servers else None,
-        http=HttpTools(enabled=settings.http_tools, hosts=settings.http_tool_hosts, egress=egress, secrets=secrets),
-        egress=egress,
-    )
+    tools = operator_registry(settings)
     tools.load_modules(["app.tools.builtin", *settings.tool_modules])
     return tools
 

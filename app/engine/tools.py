@@ -130,6 +130,10 @@ class ToolPort(Protocol):
         """The tool of that name, or None if this replica has none."""
         ...
 
+    async def settled(self, names: Sequence[str]) -> None:
+        """Wait, some seconds at most, until the servers of these tools, and of the agent's toolbox, were tried once."""
+        ...
+
     def granted(self, names: Sequence[str]) -> tuple[ToolSpec, ...]:
         """The tools of these names, and all that the agent's toolbox adds; those that are not there are left out."""
         ...

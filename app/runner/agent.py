@@ -16,7 +16,8 @@ class Agent:
         name: a letter, then up to 47 letters, digits, `_` or `-`.
         model: with its prefix, such as `openai/gpt-4o-mini`.
         instructions: the system message.
-        tools: functions, with `@tool` or without.
+        tools: functions, with `@tool` or without, and names of tools that the runner has: `server__tool` of an MCP
+            server, or a sandboxed one such as `run_command`.
         subagents: agents that this one may delegate to, each through a tool `delegate_to_<name>`.
         settings: the other fields of `AgentDefinition`, such as `limits`, `policy` or `join_policy`.
 
@@ -30,18 +31,20 @@ class Agent:
         name: str,
         model: str,
         instructions: str = "",
-        tools: Sequence[Callable[..., Any]] = (),
+        tools: Sequence[Callable[..., Any] | str] = (),
         subagents: Sequence[Agent] = (),
         **settings: Any,
     ) -> None:
-        self.tools = tuple(_as_tool(each) for each in tools)
+        given = [each if isinstance(each, str) else _as_tool(each) for each in tools]
+        names = [each if isinstance(each, str) else each.spec.name for each in given]
+        self.tools = tuple(each for each in given if not isinstance(each, str))
         self.subagents = tuple(subagents)
         self.definition = AgentDefinition.model_validate(
             {
                 "name": name,
                 "model": model,
                 "instructions": instructions,
-                "tools": [each.spec.name for each in self.tools],
+                "tools": names,
                 "subagents": [each.definition.name for each in subagents],
                 **settings,
             }

@@ -54,6 +54,7 @@ class Engine:
         self.loop = asyncio.get_running_loop()
         self.bus = MemoryBus() if ask is None else _AskingBus(self._answer)
         self.control = RunControl(store, self.bus)
+        self.tools = tools
         self._store = store
         self._ask = ask
         self._models = models
@@ -65,6 +66,7 @@ class Engine:
         self.bus.on_wake(self.executor.wake)
         self.bus.on_watched(self._deltas.noticed)
         self._deltas.start()
+        tools.start()
         self._questions: set[asyncio.Task[None]] = set()
         self._tasks = [
             asyncio.create_task(ClaimLoop(store, self.executor, self.bus).run(), name="claim-loop"),
@@ -77,6 +79,7 @@ class Engine:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._questions, return_exceptions=True)
         await self._deltas.stop()
+        await self.tools.aclose()
         if not self._shared_client:
             await self._models.aclose()
 

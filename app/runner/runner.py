@@ -26,7 +26,7 @@ from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
 from app.runner.handle import RunHandle, RunStream
 from app.settings import Settings
-from app.tools.registry import ToolRegistry
+from app.tools.operator_tools import operator_registry
 
 
 class AgentStore(RunStore, Protocol):
@@ -64,7 +64,6 @@ class Runner:
         self._limits = RunLimits().replaced(self._config.limits)
         self._store = store or MemoryStore(limits=self._limits)
         self._model_client = model_client
-        self._tools = ToolRegistry()
         self._policy = policy_engine or PolicyEngine()
         self._ask = ask
         self._engine: Engine | None = None
@@ -124,29 +123,21 @@ class Runner:
         limits: Limits | None = None,
     ) -> RunHandle:
         """Start a run and answer with a handle to it."""
-        version = self._keep(agent)
         engine = self._enter()
-        run_id = str(uuid7())
-        mode = None if self._ask is None else InteractionMode.EXTERNAL
-        overrides = AgentOverrides(limits=limits, interaction_mode=mode)
-        resolved = resolve(version, overrides, self._limits)
-        message = (Message(Role.USER, user_message),)
-        new = NewRun(
-            run_id=run_id,
-            thread_id=thread_id or str(uuid7()),
-            thread_key=str(uuid7()),
-            agent=version,
-            input=message,
-            overrides=overrides,
-            context=context or {},
-            opening=None if thread_id else first_write(resolved, context or {}, message, self._tools, self._policy),
-        )
-        created = await self._store.create(new, owner=engine.executor.owner if engine.executor.has_room() else None)
+        try:
+            version = self._keep(agent, engine)
+            await engine.tools.settled(agent.definition.tools)
+            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits)
+            owner = engine.executor.owner if engine.executor.has_room() else None
+            created = await self._store.create(new, owner=owner)
+        except BaseException:
+            await self.leave()
+            raise
         if created.claim is not None:
             engine.executor.start(created.claim, created.run, version)
         else:
             engine.bus.queued()
-        return RunHandle(self._store, engine, run_id, self.leave)
+        return RunHandle(self._store, engine, new.run_id, self.leave)
 
     async def resume(
         self, agent: Agent, *, run_id: str, thread_id: str | None = None, limits: Limits | None = None
@@ -163,13 +154,13 @@ class Runner:
             LimitReached: it would meet a limit at once; `limits` may state higher ones.
             DamagedCheckpoint: its last checkpoint cannot be understood.
         """
-        self._keep(agent)
         run = await self._store.get(run_id)
         if thread_id is not None and thread_id != run.thread_id:
             raise RunConflict(f"run {run_id} belongs to thread {run.thread_id}, not to {thread_id}", run.status)
         engine = self._enter()
         handle = RunHandle(self._store, engine, run_id, self.leave)
         try:
+            self._keep(agent, engine)
             await engine.control.resume(run_id, limits)
         except BaseException:
             await handle.close()
@@ -200,7 +191,7 @@ class Runner:
             self._engine = Engine(
                 self._store,
                 client,
-                self._tools,
+                operator_registry(Settings.load()),
                 self._config,
                 self._limits,
                 self._policy,
@@ -217,12 +208,36 @@ class Runner:
         if self._users == 0:
             await self.aclose()
 
-    def _keep(self, agent: Agent) -> AgentVersion:
+    def _new_run(
+        self,
+        engine: Engine,
+        version: AgentVersion,
+        user_message: str,
+        thread_id: str | None,
+        context: Mapping[str, Any],
+        limits: Limits | None,
+    ) -> NewRun:
+        mode = None if self._ask is None else InteractionMode.EXTERNAL
+        overrides = AgentOverrides(limits=limits, interaction_mode=mode)
+        resolved = resolve(version, overrides, self._limits)
+        message = (Message(Role.USER, user_message),)
+        return NewRun(
+            run_id=str(uuid7()),
+            thread_id=thread_id or str(uuid7()),
+            thread_key=str(uuid7()),
+            agent=version,
+            input=message,
+            overrides=overrides,
+            context=context,
+            opening=None if thread_id else first_write(resolved, context, message, engine.tools, self._policy),
+        )
+
+    def _keep(self, agent: Agent, engine: Engine) -> AgentVersion:
         """Make an agent, its subagents and their tools known; the agent's version."""
         versions: dict[str, AgentVersion] = {}
         for each in agent.family():
             for function in each.tools:
-                self._tools.register(function)
+                engine.tools.register(function)
             name = each.definition.name
             if name not in versions:
                 versions[name] = AgentVersion(str(uuid7()), each.definition)

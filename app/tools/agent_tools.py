@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from app.engine.tool_definitions import CallerToolDefinition, Toolbox, ToolDefinition
 from app.engine.tools import ToolPort
@@ -45,6 +45,11 @@ class AgentTools(ToolSet):
     def find(self, name: str) -> CallableTool | None:
         """See `ToolSet.find`."""
         return self._declared.get(name) or self._tools.find(name)
+
+    async def settled(self, names: Sequence[str]) -> None:
+        """See `ToolPort.settled`."""
+        # Any tool of these servers will do for the question; what they have is known only once they were tried.
+        await self._tools.settled([*names, *(f"{server}__" for server in self._servers)])
 
     def added(self) -> Iterable[CallableTool]:
         """See `ToolSet.added`. A server's tools may change at any time."""

@@ -34,6 +34,10 @@ class MeteredTools:
         """See `ToolPort.spec`."""
         return self._inner.spec(name)
 
+    async def settled(self, names: Sequence[str]) -> None:
+        """See `ToolPort.settled`."""
+        await self._inner.settled(names)
+
     def granted(self, names: Sequence[str]) -> tuple[ToolSpec, ...]:
         """See `ToolPort.granted`."""
         return self._inner.granted(names)

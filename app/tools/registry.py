@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, cast
 
@@ -34,6 +34,10 @@ DEFAULT_RECORD_MAX_BYTES = 1024 * 1024
 _CACHED_AGENTS = 256
 
 _log = get_logger(__name__)
+
+
+# How long a run waits for MCP servers that were not tried yet: this service has only just started.
+SETTLE_S = 5.0
 
 
 class ToolRegistry(ToolSet):
@@ -131,6 +135,11 @@ class ToolRegistry(ToolSet):
     def find(self, name: str) -> CallableTool | None:
         """See `ToolSet.find`."""
         return self._tools.get(name) or (None if self.mcp is None else self.mcp.find(name))
+
+    async def settled(self, names: Sequence[str]) -> None:
+        """See `ToolPort.settled`."""
+        if self.mcp is not None and any(self.find(name) is None and self.may_come(name) for name in names):
+            await self.mcp.settled(SETTLE_S)
 
     def added(self) -> Iterable[CallableTool]:
         """See `ToolSet.added`."""

@@ -54,6 +54,10 @@ class ToolSet(ABC):
         """The tool of that name, or None."""
 
     @abstractmethod
+    async def settled(self, names: Sequence[str]) -> None:
+        """See `ToolPort.settled`."""
+
+    @abstractmethod
     def added(self) -> Iterable[CallableTool]:
         """The tools that need not be named to be granted."""
 

@@ -163,6 +163,7 @@ class RunDriver:
         if subagents:
             team = await self._ports.store.team(self._start.run.tenant_id, subagents)
             self._scope = replace(self._scope, team=team)
+        await self._scope.tools.settled(self._agent.tools)
         self._tools = (*self._scope.tools.granted(self._agent.tools), *delegate_specs(self._scope))
         self._allowed_tools = frozenset((*self._agent.tools, *(spec.name for spec in self._tools)))
 

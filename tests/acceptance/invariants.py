@@ -62,11 +62,15 @@ _BROKEN: dict[str, str] = {
         SELECT p.run_id, p.status, c.run_id AS child, c.status AS is
         FROM runs c JOIN runs p ON p.run_id = c.parent_run_id
         WHERE p.status IN {_TERMINAL} AND c.status NOT IN {_TERMINAL}""",
-    "a delegation that was begun has its child run, and a child run its delegation": """
-        SELECT t.run_id, t.tool_call_id, c.run_id AS child FROM runs c
-        FULL JOIN tool_executions t ON t.child_run_id = c.run_id AND t.run_id = c.parent_run_id
-        WHERE (t.child_run_id IS NOT NULL AND t.started_at IS NOT NULL AND c.run_id IS NULL)
-           OR (c.parent_run_id IS NOT NULL AND t.run_id IS NULL)""",
+    "a delegation that was begun and has no result has its child run, as long as its run may go on": """
+        SELECT t.run_id, t.tool_call_id, t.child_run_id FROM tool_executions t JOIN runs r USING (run_id)
+        WHERE t.child_run_id IS NOT NULL AND t.started_at IS NOT NULL AND t.outcome IS NULL
+          AND r.status NOT IN ('completed', 'degraded', 'cancelled')
+          AND NOT EXISTS (SELECT 1 FROM runs c WHERE c.run_id = t.child_run_id AND c.parent_run_id = t.run_id)""",
+    "a child run was made by one delegation": """
+        SELECT c.run_id, c.parent_run_id, count(t.run_id) FROM runs c
+        LEFT JOIN tool_executions t ON t.run_id = c.parent_run_id AND t.child_run_id = c.run_id
+        WHERE c.parent_run_id IS NOT NULL GROUP BY c.run_id HAVING count(t.run_id) <> 1""",
     "a child run is told of once when it begins and at most once when it ends": """
         SELECT c.run_id, c.parent_run_id, begun, ended FROM runs c CROSS JOIN LATERAL (
             SELECT count(*) FILTER (WHERE type = 'subagent_started') AS begun,

@@ -87,6 +87,7 @@ async def test_a_failed_child_among_those_that_are_all_required_ends_its_parent_
     assert done["error"]["code"] == "subagent_failed"
     assert team.tool("broken") in done["error"]["message"]
     assert "asked for 400" in done["error"]["message"]
+    gate.open()  # for a tool that was left behind
 
 
 async def test_the_first_failure_stops_the_others_where_all_are_required(
@@ -105,6 +106,7 @@ async def test_the_first_failure_stops_the_others_where_all_are_required(
     assert [told(done)[f"call_1_{number}"] for number in (1, 3)] == [STOPPED] * 2
     assert await child_statuses(client, run) == ["cancelled"] * 3
     await model.saw_hang_up(2)
+    gate.open()
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ async def time_is_up(database: asyncpg.Connection[Any], run_id: str, timeout_s: 
     lasts = await database.fetchval(
         "SELECT extract(epoch FROM deadline_at - created_at)::float8 FROM runs WHERE run_id = $1::uuid", run_id
     )
-    assert lasts == pytest.approx(timeout_s, abs=1.0)
+    assert lasts == pytest.approx(timeout_s, abs=30)
     await database.execute("UPDATE runs SET deadline_at = clock_timestamp() WHERE run_id = $1::uuid", run_id)
 
 

@@ -34,6 +34,9 @@ class FakeTools:
     def spec(self, name: str) -> ToolSpec | None:
         return SPECS.get(name)
 
+    async def settled(self, names: Sequence[str]) -> None:
+        """No server to wait for."""
+
     def granted(self, names: Sequence[str]) -> tuple[ToolSpec, ...]:
         return tuple(SPECS[name] for name in names if name in SPECS)
 
