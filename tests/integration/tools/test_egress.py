@@ -311,6 +311,7 @@ async def test_a_packed_body_that_unpacks_to_nothing_ends_at_the_bound_too(site:
         (b"x", "br", "'br', which was not asked for"),
         (gzip.compress(gzip.compress(b"x")), "gzip, gzip", "not asked for"),
     ],
+    ids=["no gzip", "cut off", "brotli", "twice"],
 )
 async def test_a_body_that_cannot_be_unpacked_is_told(
     site: StartSite, egress: MakeEgress, body: bytes, encoding: str, told: str
