@@ -220,11 +220,15 @@ class AgentSettings(_Data):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if (self.quorum is None) is (self.join_policy is JoinPolicy.QUORUM):
-            raise ValueError("quorum: stated with join_policy: quorum, and only with it")
+            needed = self.join_policy is JoinPolicy.QUORUM
+            raise ValueError(f"quorum: {'needed by' if needed else 'only with'} join_policy: quorum")
         taken = {*self.tools, *map(delegate_tool, self.subagents)}
         for definition in self.tool_definitions:
             if definition.name in taken:
-                raise ValueError(f"tool_definitions: {definition.name!r} is the name of another tool of this agent")
+                raise ValueError(
+                    f"tool_definitions: {definition.name!r} is named in tools or by a subagent as well; "
+                    "a tool that is defined here need not be named"
+                )
         return self
 
 

@@ -10,6 +10,7 @@ import orjson
 
 from app.engine.agent import (
     AgentOverrides,
+    InteractionMode,
     JoinPolicy,
     ResolvedAgent,
     SubagentFailurePolicy,
@@ -177,7 +178,7 @@ def _child_run(call: OpenCall, scope: Scope, parent: RunRecord) -> NewRun:
         agent=agent,
         input=(Message(Role.USER, task_of(call.final_arguments)),),
         tenant_id=parent.tenant_id,
-        overrides=AgentOverrides(limits=limits, interaction_mode=scope.agent.interaction_mode),
+        overrides=AgentOverrides(limits=limits, interaction_mode=_mode(scope, parent)),
         context=inherited,
         user_id=parent.user_id,
         lineage=Lineage(
@@ -188,6 +189,13 @@ def _child_run(call: OpenCall, scope: Scope, parent: RunRecord) -> NewRun:
             deadline_s=scope.agent.definition.subagent_timeout_s,
         ),
     )
+
+
+def _mode(scope: Scope, parent: RunRecord) -> InteractionMode | None:
+    """What a caller said of people holds for the whole family; a parent that asks lets its children ask as well."""
+    if parent.overrides.interaction_mode is not None:
+        return parent.overrides.interaction_mode
+    return InteractionMode.EXTERNAL if scope.agent.interaction_mode is InteractionMode.EXTERNAL else None
 
 
 def _delegate_spec(name: str, description: str | None) -> ToolSpec:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -38,12 +38,15 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A decision, by a person or by the fallback.
+    """A decision, by a person or by the fallback; `Answer.approve` and `Answer.deny` make one of plain values.
 
     Args:
         value: JSON text of the value supplied, or None.
         arguments: JSON text of the arguments as edited, or None where they stand.
         by: who decided, in their own words; `EXPIRY` and `HEADLESS` for the fallback.
+
+    Raises:
+        ValueError: the decision is none, or `value` or `arguments` is no text: nothing is approved by mistake.
     """
 
     decision: Decision
@@ -51,6 +54,34 @@ class Answer:
     arguments: str | None = None
     reason: str | None = None
     by: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decision", Decision(self.decision))
+        given = cast("tuple[object, ...]", (self.value, self.arguments))
+        if not all(isinstance(text, str | None) for text in given):
+            raise ValueError("value and arguments are JSON text; Answer.approve takes them as they are")
+
+    @classmethod
+    def approve(
+        cls,
+        *,
+        value: Any = None,
+        arguments: Mapping[str, Any] | None = None,
+        reason: str | None = None,
+        by: str | None = None,
+    ) -> Answer:
+        """Let the call run, with other `arguments` if given; or, where a value is asked for, supply it."""
+        return cls(
+            Decision.APPROVE,
+            None if value is None else orjson.dumps(value).decode(),
+            None if arguments is None else orjson.dumps(dict(arguments)).decode(),
+            reason,
+            by,
+        )
+
+    @classmethod
+    def deny(cls, reason: str | None = None, *, by: str | None = None) -> Answer:
+        return cls(Decision.DENY, reason=reason, by=by)
 
 
 @dataclass(frozen=True, slots=True)

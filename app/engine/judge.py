@@ -113,7 +113,7 @@ def _judge_call(state: RunState, call: OpenCall, scope: Scope) -> _Judged:
 
 def _ruled(state: RunState, call: OpenCall, subject: PolicySubject, verdict: Verdict, scope: Scope) -> _Judged:
     name = call.call.name
-    told = _policy_decision(state.step, subject, verdict, name, call.call.id)
+    told = Event(EventType.POLICY_DECISION, state.step, verdict.event_data(subject, name, call.call.id))
     if verdict.arguments is not None:
         call = replace(call, arguments=orjson.dumps(verdict.arguments).decode())
     match verdict.action:
@@ -226,7 +226,7 @@ def judge_model_call(state: RunState, scope: Scope) -> Transition:
     verdict = scope.judge(PolicySubject.MODEL_CALL)
     if verdict is None:
         return Transition(state)
-    told = _policy_decision(state.step, PolicySubject.MODEL_CALL, verdict, None, None)
+    told = Event(EventType.POLICY_DECISION, state.step, verdict.event_data(PolicySubject.MODEL_CALL))
     match verdict.action:
         case PolicyAction.ALLOW:
             return Transition(replace(state, gate=Gate(state.step)), (told,))
@@ -319,21 +319,6 @@ def _requested(step: int, interaction: NewInteraction) -> Event:
         "expires_at": timestamp(interaction.expires_at),
     }
     return Event(EventType.INTERACTION_REQUESTED, step, data, message=interaction.prompt)
-
-
-def _policy_decision(
-    step: int, subject: PolicySubject, verdict: Verdict, tool_name: str | None, tool_call_id: str | None
-) -> Event:
-    data = {
-        "subject": subject,
-        "action": verdict.action,
-        "reason": verdict.reason,
-        "rule_id": verdict.rule_id,
-        "matched_rules": verdict.matched_rules,
-        "tool_name": tool_name,
-        "tool_call_id": tool_call_id,
-    }
-    return Event(EventType.POLICY_DECISION, step, data)
 
 
 def _because(reason: str | None) -> str:

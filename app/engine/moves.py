@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from app.engine.errors import RunError
@@ -69,7 +69,11 @@ class PostedResult:
 
 @dataclass(frozen=True, slots=True)
 class ChildEnd:
-    """A child run is over; `usage` and `cost_usd` are those of the child and of its own children."""
+    """A child run is over; `usage` and `cost_usd` are those of the child and of its own children.
+
+    Args:
+        posted: a result from outside that counts in place of the child's.
+    """
 
     index: int
     run_id: str
@@ -79,6 +83,7 @@ class ChildEnd:
     usage: Usage
     cost_usd: Decimal | None
     latency_ms: float
+    posted: PostedResult | None = None
 
 
 CallMove = Prepared | Ended | Deferred | InteractionEnd | PostedResult | ChildEnd
@@ -102,14 +107,16 @@ def moves_of(state: RunState, stimuli: Stimuli) -> tuple[CallMove, ...]:
     """The moves that the stored stimuli make possible; nothing for what the state has acted upon already."""
     open_calls = {call.index: call for call in state.open_calls()}
     holds = {hold.id for hold in state.holds()}
-    posted = tuple(result for result in stimuli.posted if result.index in open_calls)
+    given = {result.index: result for result in stimuli.posted if result.index in open_calls}
+    children = tuple(
+        replace(end, posted=given.get(end.index))
+        for end in stimuli.children
+        if end.index in open_calls and open_calls[end.index].child_run_id == end.run_id
+    )
+    ended = {end.index for end in children}
+    posted = tuple(result for result in given.values() if result.index not in ended)
     taken = {result.index for result in posted}
     answered = tuple(end for end in stimuli.interactions if end.interaction_id in holds and end.call_index not in taken)
-    children = tuple(
-        end
-        for end in stimuli.children
-        if end.index in open_calls and end.index not in taken and open_calls[end.index].child_run_id == end.run_id
-    )
     return (*posted, *answered, *children)
 
 

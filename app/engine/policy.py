@@ -151,15 +151,17 @@ class Verdict:
     matched_rules: tuple[str, ...] = ()
     arguments: dict[str, Any] | None = None
 
-    def event_data(self, deed: Deed, tool_call_id: str | None) -> dict[str, Any]:
+    def event_data(
+        self, subject: PolicySubject, tool_name: str | None = None, tool_call_id: str | None = None
+    ) -> dict[str, Any]:
         """The data of the event `policy_decision`."""
         return {
-            "subject": deed.subject.value,
+            "subject": subject.value,
             "action": self.action.value,
             "reason": self.reason,
             "rule_id": self.rule_id,
             "matched_rules": list(self.matched_rules),
-            "tool_name": deed.tool_name,
+            "tool_name": tool_name,
             "tool_call_id": tool_call_id,
         }
 

@@ -62,7 +62,7 @@ def _tool_execution(execution: ToolExecution, run: RunRecord) -> dict[str, Any]:
         "success": execution.success or False,
         "output": None if execution.output is None else orjson.Fragment(execution.output),
         "error": error,
-        "latency_ms": execution.latency_ms,
+        "latency_ms": None if execution.latency_ms is None else round(execution.latency_ms, 3),
         "agent_name": run.identity.agent_name,
         "agent_depth": run.identity.agent_depth,
         "agent_path": run.identity.agent_path,
@@ -77,7 +77,7 @@ def _subagent_execution(execution: SubagentExecution) -> dict[str, Any]:
         "state": execution.status,
         "output_text": execution.output_text,
         "error": execution.error,
-        "latency_ms": execution.latency_ms,
+        "latency_ms": None if execution.latency_ms is None else round(execution.latency_ms, 3),
         "usage": execution.usage.as_dict(),
     }
 

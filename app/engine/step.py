@@ -132,12 +132,13 @@ def _answered(state: RunState, call: OpenCall, move: InteractionEnd, scope: Scop
 
 def _posted(state: RunState, call: OpenCall, move: PostedResult, scope: Scope) -> _Moved:
     hold = call.hold
+    if call.child_run_id is not None and call.started:
+        # The call ends with its child run, so that what that has spent is counted; the result is kept until then.
+        return _Moved(state, stops=(call.child_run_id,))
     result = _result(scope, move.output, move.error, move.latency_ms)
     state = _with_call(state, replace(call, judged=True, hold=None, result=result))
     if hold is not None and hold.kind is HoldKind.INTERACTION:
         return _Moved(state, closes=(hold.id,))
-    if call.child_run_id is not None:
-        return _Moved(state, stops=(call.child_run_id,) if call.started else ())
     if hold is None or hold.ticket_id is None:
         return _Moved(state)
     shown = None if move.output is None else _shown(move.output, result, scope)
@@ -166,7 +167,9 @@ def _child_ended(state: RunState, call: OpenCall, move: ChildEnd, scope: Scope) 
             reason = "" if move.error is None else f": {move.error.message}"
             ended = "failed" if move.status is RunStatus.FAILED else f"was {move.status}"
             error = f"the subagent's run {ended}{reason}"
-    result = _result(scope, output, error, latency_ms=move.latency_ms)
+    posted = move.posted
+    shown = (output, error) if posted is None else (posted.output, posted.error)
+    result = _result(scope, *shown, latency_ms=move.latency_ms)
     state = replace(
         _with_call(state, replace(call, hold=None, result=result)),
         usage=state.usage + move.usage,

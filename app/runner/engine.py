@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
 
 import orjson
 from uuid_utils.compat import uuid7
@@ -18,6 +20,7 @@ from app.engine.ports import RunStore
 from app.engine.store_errors import StoreError
 from app.event_bus.memory import MemoryBus
 from app.runner.config import RunnerConfig
+from app.services.errors import Conflict
 from app.services.run_control import RunControl
 from app.telemetry.logs import get_logger
 from app.tools.registry import ToolRegistry
@@ -27,7 +30,7 @@ from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
 from app.worker.worker import ClaimLoop
 
-AskPerson = Callable[[InteractionRecord], Awaitable[Answer]]
+AskPerson = Callable[[InteractionRecord], Awaitable[Answer] | Answer]
 
 log = get_logger(__name__)
 
@@ -97,13 +100,27 @@ class Engine:
         task.add_done_callback(self._questions.discard)
 
     async def _asked(self, run_id: str, interaction_id: str) -> None:
-        assert self._ask is not None
         try:
             for interaction in await self._store.interactions(run_id):
                 if interaction.interaction_id == interaction_id:
-                    await self.control.answer(run_id, interaction_id, await self._ask(interaction))
-        except Exception:  # the caller's own code: the question is left to its fallback
-            log.exception("interaction_not_answered", run_id=run_id, interaction_id=interaction_id)
+                    await self.control.answer(run_id, interaction_id, await self._answer_to(interaction))
+        except (Conflict, StoreError) as error:  # somebody else has answered, or the run is over
+            log.info("interaction_not_answered", run_id=run_id, interaction_id=interaction_id, reason=str(error))
+
+    async def _answer_to(self, interaction: InteractionRecord) -> Answer:
+        """What the caller's function answers; one that fails has not approved."""
+        assert self._ask is not None
+        try:
+            given = cast("object", self._ask(interaction))
+            if inspect.isawaitable(given):
+                given = cast("object", await given)
+            if isinstance(given, Answer):
+                return given
+            problem = f"it gave {type(given).__name__}, no Answer"
+        except Exception as error:  # noqa: BLE001 - the caller's own code
+            problem = f"{type(error).__name__}: {error}"
+        log.error("ask_failed", run_id=interaction.run_id, tool_name=interaction.tool_name, error=problem)
+        return Answer.deny("whoever was to be asked could not answer", by="ask")
 
 
 class _AskingBus(MemoryBus):

@@ -45,8 +45,9 @@ class Runner:
 
     Args:
         policy_engine: rules for all agents, beside those in their definitions.
-        ask: answers the runs' questions to people (approvals, inputs): an async function from `InteractionRecord` to
-            `Answer`. With it runs wait for its answers; without it they go by their agent's `interaction_mode`.
+        ask: answers the runs' questions to people (approvals, inputs): a function, best an async one, from
+            `InteractionRecord` to `Answer`; one that fails denies. With it runs wait for its answers; without it they
+            go by their agent's `interaction_mode`.
         store: where runs live; None for memory.
         model_client: answers all model calls in place of the clients that `config` describes.
     """

@@ -12,7 +12,7 @@ from app.tools.caller_tool import CallerTool
 from app.tools.errors import ToolDefinitionError
 from app.tools.http_tools import HttpTools
 from app.tools.mcp_servers.servers import McpServers
-from app.tools.tool_set import ToolSet
+from app.tools.tool_set import SETTLE_S, ToolSet
 
 _log = get_logger(__name__)
 
@@ -48,8 +48,10 @@ class AgentTools(ToolSet):
 
     async def settled(self, names: Sequence[str]) -> None:
         """See `ToolPort.settled`."""
-        # Any tool of these servers will do for the question; what they have is known only once they were tried.
-        await self._tools.settled([*names, *(f"{server}__" for server in self._servers)])
+        if self._servers and self._mcp is not None:
+            await self._mcp.settled(SETTLE_S)
+        else:
+            await self._tools.settled(names)
 
     def added(self) -> Iterable[CallableTool]:
         """See `ToolSet.added`. A server's tools may change at any time."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from app.telemetry.logs import redact_logs
 from app.tools.egress import Allowance, Egress
 from app.tools.http_tools import HttpTools
 from app.tools.mcp_servers import McpServers, read_declarations
@@ -37,10 +38,13 @@ class OperatorSettings(Protocol):
 def operator_registry(settings: OperatorSettings) -> ToolRegistry:
     """A registry of the sandboxed tools, with the secrets, hosts, servers and profiles that tools may use.
 
+    From now on the secrets are struck out of every line that this process logs.
+
     Raises:
         ToolSettingError: a setting, or a file that one names, cannot be used.
     """
     secrets = read_secrets(settings.secrets_file, os.environ) if settings.secrets_file else Secrets()
+    redact_logs(secrets.redacted)
     sandboxes = Sandboxes.of_file(settings.sandbox_file) if settings.sandbox_file else Sandboxes()
     servers = read_declarations(settings.mcp_servers_file) if settings.mcp_servers_file else {}
     egress = Egress(Allowance.parse(settings.egress_allow))

@@ -26,7 +26,7 @@ from app.tools.result_writer import ResultWriter
 from app.tools.sandbox.profile import Sandboxes
 from app.tools.secrets import Secrets
 from app.tools.thread_pool import ThreadPool
-from app.tools.tool_set import ToolSet
+from app.tools.tool_set import SETTLE_S, ToolSet
 
 DEFAULT_MAX_THREADS = 32
 DEFAULT_RECORD_MAX_BYTES = 1024 * 1024
@@ -34,10 +34,6 @@ DEFAULT_RECORD_MAX_BYTES = 1024 * 1024
 _CACHED_AGENTS = 256
 
 _log = get_logger(__name__)
-
-
-# How long a run waits for MCP servers that were not tried yet: this service has only just started.
-SETTLE_S = 5.0
 
 
 class ToolRegistry(ToolSet):

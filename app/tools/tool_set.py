@@ -28,6 +28,9 @@ from app.tools.python_tool import PythonTool
 from app.tools.raised import Raised
 from app.tools.result_writer import ResultWriter
 
+# How long a run waits for MCP servers that were not tried yet: this service has only just started.
+SETTLE_S = 5.0
+
 _T = TypeVar("_T")
 
 _log = get_logger(__name__)

@@ -120,3 +120,35 @@ async def test_a_runner_whose_run_cannot_begin_keeps_nothing_open() -> None:
     with pytest.raises(Exception, match="two tools are named 'pay'"):
         await mine.run(clash, user_message="go")
     assert not [task for task in asyncio.all_tasks() if task.get_name() in {"claim-loop", "expiry"}]
+
+
+@pytest.mark.parametrize("given", ["approve", True, None])
+async def test_only_an_answer_approves(given: Any) -> None:
+    async def ask(_: InteractionRecord) -> Any:
+        return given
+
+    result = await runner(PAY, {"text": "done"}, ask=ask).run(payer(), user_message="pay")
+    assert "whoever was to be asked could not answer" in (result.tool_executions[0].error or "")
+
+
+async def test_an_asker_that_breaks_denies_at_once() -> None:
+    def ask(_: InteractionRecord) -> Answer:
+        raise OSError("no terminal")
+
+    result = await runner(PAY, {"text": "done"}, ask=ask).run(payer(), user_message="pay")
+    assert not result.tool_executions[0].success
+
+
+@pytest.mark.parametrize("decision", ["no", "DENY", False, None])
+def test_what_is_no_decision_is_no_answer(decision: Any) -> None:
+    with pytest.raises(ValueError, match="is not a valid Decision"):
+        Answer(decision)
+
+
+async def test_plain_words_and_values_make_an_answer() -> None:
+    assert Answer("deny").decision is Decision.DENY  # pyright: ignore[reportArgumentType]
+    edited = Answer.approve(arguments={"amount": 7})
+    result = await runner(PAY, {"text": "done"}, ask=lambda _: edited).run(payer(), user_message="pay")
+    assert result.tool_executions[0].output == "paid 7"
+    with pytest.raises(ValueError, match="JSON text"):
+        Answer(Decision.APPROVE, value=3)  # pyright: ignore[reportArgumentType]

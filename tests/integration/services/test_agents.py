@@ -176,7 +176,7 @@ async def test_a_folder_that_is_not_there_has_no_agents(agents: AgentService, tm
         ("name: a\nmodel: nowhere/x", "model: unknown provider"),
         ("name: a\nmodel: demo/echo\ntools: [gone]", "tools.0: there is no tool 'gone'"),
         ("name: \xff", "cannot be read"),
-        ("name: a\nmodel: demo/echo\nquorum: 2", "quorum: stated with join_policy: quorum"),
+        ("name: a\nmodel: demo/echo\nquorum: 2", "quorum: only with join_policy: quorum"),
         (
             "name: a\nmodel: demo/echo\ntool_definitions: [{type: caller, name: b, ttl_s: 0}]",
             "tool_definitions.0.ttl_s: input should be greater",

@@ -190,11 +190,15 @@ def test_a_child_run_that_ended_without_a_reason_is_told_by_its_status() -> None
     assert (run.result().error or "").endswith("cancelled")
 
 
-def test_a_result_that_was_posted_for_a_delegation_stops_its_child_run() -> None:
+def test_a_result_that_was_posted_for_a_delegation_stops_its_child_run_and_counts_with_its_end() -> None:
     run = delegated(1)
     child = child_id(run, 0)
-    assert run.move(PostedResult(0, '"mine"', None)) == CallModel(2)
-    assert (run.stops, run.result().output) == ([child], '"mine"')
+    posted = PostedResult(0, '"mine"', None)
+    assert isinstance(run.move(posted), Await)
+    assert run.stops == [child]
+    end = replace(end_of(run, 0, RunStatus.CANCELLED), posted=posted)
+    assert run.move(end) == CallModel(2)
+    assert (run.result().output, run.state.usage.llm_calls) == ('"mine"', 1 + end.usage.llm_calls)
 
 
 # --- when they are done -----------------------------------------------------------------------------------------------

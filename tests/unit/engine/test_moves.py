@@ -84,7 +84,10 @@ def test_what_was_acted_upon_is_not_acted_upon_again() -> None:
 
 def test_a_posted_result_counts_before_an_answer_and_the_end_of_a_child_run() -> None:
     posted = (PostedResult(0, "1", None), PostedResult(1, None, "no"))
-    assert moves_of(WAITING, Stimuli(4, (an_answer(),), posted, (a_child_end(),))) == posted
+    end = a_child_end()
+    assert moves_of(WAITING, Stimuli(4, (an_answer(),), posted)) == posted
+    moves = moves_of(WAITING, Stimuli(4, (an_answer(),), posted, (end,)))
+    assert moves == (posted[0], replace(end, posted=posted[1]))
 
 
 @pytest.mark.parametrize("hold", [None, QUESTION, CHILD, RESULT])

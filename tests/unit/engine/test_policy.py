@@ -100,7 +100,7 @@ def test_a_model_call_has_no_arguments_to_change() -> None:
 def test_the_event_of_a_decision_has_every_field() -> None:
     rules = [rule("a", reason="no"), rule("b", priority=-1)]
     deed = tool_call()
-    assert judged([*rules], deed).event_data(deed, "call_1") == {
+    assert judged([*rules], deed).event_data(deed.subject, deed.tool_name, "call_1") == {
         "subject": "tool_call",
         "action": "deny",
         "reason": "no",
@@ -110,7 +110,7 @@ def test_the_event_of_a_decision_has_every_field() -> None:
         "tool_call_id": "call_1",
     }
     model_call = Deed(PolicySubject.MODEL_CALL, "clerk", {})
-    assert Verdict(PolicyAction.ALLOW).event_data(model_call, None) == {
+    assert Verdict(PolicyAction.ALLOW).event_data(model_call.subject) == {
         "subject": "model_call",
         "action": "allow",
         "reason": None,

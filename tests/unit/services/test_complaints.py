@@ -18,12 +18,12 @@ _AGENT: dict[str, Any] = {"name": "a", "model": "demo/echo"}
     [
         ({"colour": 1}, ("colour",), "this is not known here"),
         ({"model": ""}, ("model",), "string should have at least 1 character"),
-        ({"quorum": 2}, ("quorum",), "stated with join_policy: quorum, and only with it"),
-        ({"join_policy": "quorum"}, ("quorum",), "stated with join_policy: quorum, and only with it"),
+        ({"quorum": 2}, ("quorum",), "only with join_policy: quorum"),
+        ({"join_policy": "quorum"}, ("quorum",), "needed by join_policy: quorum"),
         (
             {"tools": ["ask"], "tool_definitions": [{"type": "caller", "name": "ask"}]},
             ("tool_definitions",),
-            "'ask' is the name of another tool of this agent",
+            "'ask' is named in tools or by a subagent as well; a tool that is defined here need not be named",
         ),
         (
             {"tool_definitions": [{"type": "http", "name": "x", "url": "https://a.example/{id}"}]},
