@@ -79,6 +79,18 @@ async def may_need(connection: Connection, run_id: str, child_run_id: str | UUID
     return found is not None
 
 
+async def awaits(connection: Connection, run_id: str, child_run_id: str) -> bool:
+    """Whether a run is not over and has an open call that this child run answers."""
+    found = await connection.fetchval(
+        f"""SELECT 1 FROM runs r JOIN tool_executions t ON t.run_id = r.run_id
+            WHERE r.run_id = $1::uuid AND r.status NOT IN {_TERMINAL}
+              AND t.child_run_id = $2::uuid AND t.outcome IS NULL""",
+        run_id,
+        child_run_id,
+    )
+    return found is not None
+
+
 async def active_children(connection: Connection, run_id: str) -> list[str]:
     """The child runs of a locked run that are not over."""
     rows = await connection.fetch(

@@ -17,6 +17,7 @@ import orjson
 from app.db.database import Connection
 from app.db.family import (
     active_children,
+    awaits,
     charge_children,
     children_of_open_calls,
     lock_parent,
@@ -210,6 +211,7 @@ async def resume(connection: Connection, locked: LockedRun, limits: Limits | Non
         case RunStatus.PAUSED:
             await _queue_again(connection, locked, limits, ResumeReason.PAUSE)
         case RunStatus.FAILED | RunStatus.INTERRUPTED:
+            await _refuse_taken_in(connection, run)
             await _refuse_overtaken(connection, locked)
             failed = run.status is RunStatus.FAILED
             await _queue_again(connection, locked, limits, ResumeReason.FAILURE if failed else ResumeReason.INTERRUPT)
@@ -300,6 +302,13 @@ async def _leave_thread(connection: Connection, locked: LockedRun, *, promote: b
 
 async def _leave_line(connection: Connection, locked: LockedRun) -> None:
     await connection.execute("UPDATE threads SET queued = queued - 1 WHERE thread_key = $1", locked.row["thread_key"])
+
+
+async def _refuse_taken_in(connection: Connection, run: RunRecord) -> None:
+    """A child run that has ended goes on only while its parent is not over and has not taken in how it ended."""
+    parent = run.parent_run_id
+    if parent is not None and not await awaits(connection, parent, run.run_id):
+        raise RunConflict(f"its parent run {parent} does not wait for it any more: resume the parent", run.status)
 
 
 async def _refuse_overtaken(connection: Connection, locked: LockedRun) -> None:

@@ -79,6 +79,8 @@ def json_path(text: str) -> JsonPath:
         raise ValueError(f"is no JSONPath (RFC 9535): {error}") from error
     except RecursionError as error:
         raise ValueError("is nested too deep") from error
+    except OverflowError as error:
+        raise ValueError("has a number that is too large") from error
 
 
 class _Environment(JSONPathEnvironment):

@@ -68,7 +68,11 @@ class RequestTemplate:
         if parts.fragment:
             raise ToolDefinitionError("url: should have no fragment; it would not be sent")
         self._method = definition.method
-        self.target = _target(URL(f"{parts.scheme}://{parts.netloc}/"), ToolDefinitionError)
+        try:
+            origin = URL(f"{parts.scheme}://{parts.netloc}/")
+        except ValueError as error:
+            raise ToolDefinitionError(f"url: {error}") from error
+        self.target = _target(origin, ToolDefinitionError)
         self._path = _Template.of(parts.path or "/", _PATH_CHARS)
         self._query = _Template.of(parts.query, _QUERY_CHARS)
         _check_placeholders(definition.parameters, {*self._path.names, *self._query.names})

@@ -203,6 +203,18 @@ async def test_an_interrupted_family_goes_on_as_the_same_runs(store: RunStore) -
         await again.surely(answered(1))
 
 
+async def test_a_child_that_ended_is_not_resumed_once_its_parent_needs_it_no_more(store: RunStore) -> None:
+    owner, (failed, gone) = await parent_of(store, 2)
+    first, second = await claim_these(store, failed, gone)
+    await end_child(first, S.FAILED)
+    resumed = await store.resume(failed.run_id, None)
+    assert resumed.run.status is S.QUEUED, "its parent still waits for it"
+    await store.stop(owner.run_id, S.INTERRUPTED, STOPPED)
+    for child in (failed, second.new):
+        with pytest.raises(RunConflict, match="does not wait for it any more"):
+            await store.resume(child.run_id, None)
+
+
 async def test_children_that_ended_before_stay_ended_and_their_ends_are_found(store: RunStore) -> None:
     owner, news = await parent_of(store, 4)
     done, failed, cancelled, runs = await claim_these(store, *news)

@@ -99,6 +99,7 @@ def resume(tables: Tables, row: RunRow, limits: Limits | None) -> Stopped:
             _queue_again(tables, row, limits, ResumeReason.PAUSE)
             changed, family = True, _resume_children(tables, row, ended=True)
         case RunStatus.FAILED | RunStatus.INTERRUPTED:
+            _refuse_taken_in(tables, row)
             _refuse_overtaken(tables, row)
             breach = limit_on_resume(loaded(tables, row), limits, tables.limits)
             if breach is not None:
@@ -150,6 +151,16 @@ def _resume_children(tables: Tables, row: RunRow, *, ended: bool) -> tuple[Stopp
 def _each(changes: Iterable[Stopped]) -> tuple[Stopped, ...]:
     """The runs that were changed, parents before their children, none within another."""
     return tuple(each for change in changes if change.changed for each in (replace(change, family=()), *change.family))
+
+
+def _refuse_taken_in(tables: Tables, row: RunRow) -> None:
+    """A child run that has ended goes on only while its parent is not over and has not taken in how it ended."""
+    if row.parent_run_id is None:
+        return
+    parent = tables.active.get(row.parent_run_id)
+    if parent is None or row not in [child for _, child in children.of_open_calls(tables, parent)]:
+        text = f"its parent run {row.parent_run_id} does not wait for it any more: resume the parent"
+        raise RunConflict(text, row.status)
 
 
 def _refuse_overtaken(tables: Tables, row: RunRow) -> None:

@@ -1,7 +1,10 @@
 """The system calls that a confined command does without, as a filter that the kernel runs.
 
-A command can leave neither its process group (so that one signal ends all of it) nor its namespaces, and it can get at
-no other process's keys. Without network it can make no socket at all, not even a local one to some other service.
+A command can leave neither its process group (so that one signal ends all of it) nor its namespaces. It gets at no
+other process: not at its keys, its memory, its descriptors or its limits, and leaves no memory behind that outlives it.
+What Landlock does not look at, modes, owners, times and attributes of files by their paths, it cannot change; of files
+that it has open it can, but for bits that would make a program run as somebody else. Without network it can make no
+socket at all, not even a local one to some other service.
 
 Format: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html
 """
@@ -36,6 +39,7 @@ _X32 = 0x40000000
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, and CLONE_NEWCGROUP to CLONE_NEWNET
 _SOCKET_TYPE = 0xF
 _STREAM = 1
+_SET_ID = 0o6000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +59,36 @@ class _Machine:
     io_uring_setup: int
     socket: int
     socketpair: int
+    prlimit64: int
+    fchmod: int
+    utimensat: int
+    others: tuple[int, ...]
 
+
+# Those with the same number on every machine: pidfd_open, pidfd_getfd, pidfd_send_signal, process_madvise,
+# memfd_secret, fchmodat2, setxattrat, removexattrat, file_setattr.
+_NEW_CALLS = (434, 438, 424, 440, 447, 452, 463, 466, 469)
+
+# chmod to fchownat; utime, utimes, futimesat; the xattr calls that change; System V and POSIX shared memory, semaphores
+# and queues; memfd_create; ptrace, process_vm_readv, process_vm_writev, kcmp.
+_X86_64_CALLS = (
+    *(90, 268, 92, 93, 94, 260, 132, 235, 261, 188, 189, 190, 197, 198, 199),
+    *(29, 30, 31, 64, 65, 66, 220, 68, 69, 70, 71, 240, 241, 319, 101, 310, 311, 312),
+)
+_AARCH64_CALLS = (
+    *(53, 54, 55, 5, 6, 7, 14, 15, 16),
+    *(194, 195, 196, 190, 191, 192, 193, 186, 187, 188, 189, 180, 181, 279, 117, 270, 271, 272),
+)
 
 _MACHINES = {
-    "x86_64": _Machine(0xC000003E, 109, 112, 272, 308, 56, 435, 248, 249, 250, 425, 41, 53),
-    "aarch64": _Machine(0xC00000B7, 154, 157, 97, 268, 220, 435, 217, 218, 219, 425, 198, 199),
+    "x86_64": _Machine(
+        *(0xC000003E, 109, 112, 272, 308, 56, 435, 248, 249, 250, 425, 41, 53, 302, 91, 280),
+        (*_X86_64_CALLS, *_NEW_CALLS),
+    ),
+    "aarch64": _Machine(
+        *(0xC00000B7, 154, 157, 97, 268, 220, 435, 217, 218, 219, 425, 198, 199, 261, 52, 88),
+        (*_AARCH64_CALLS, *_NEW_CALLS),
+    ),
 }
 
 _Code = list[tuple[int, int, int, int]]
@@ -100,6 +129,8 @@ def filter_program(*, network: bool) -> bytes:
             (_RETURN, 0, 0, _NOT_PERMITTED),
             (_RETURN, 0, 0, _ALLOW),
         ]
+    denied += machine.others
+    code += _only_own_limits(machine) + _only_open_files(machine)
     for number in denied:
         code += [(_EQUALS, 0, 1, number), (_RETURN, 0, 0, _NOT_PERMITTED)]
     # The flags of clone3 lie in memory, where no filter can look; the C library falls back to clone.
@@ -112,3 +143,32 @@ def filter_program(*, network: bool) -> bytes:
         (_RETURN, 0, 0, _ALLOW),
     ]
     return b"".join(struct.pack("=HBBI", *each) for each in code)
+
+
+def _only_own_limits(machine: _Machine) -> _Code:
+    """prlimit64 of the caller itself (process 0), which the C library's getrlimit is."""
+    return [
+        (_EQUALS, 0, 4, machine.prlimit64),
+        (_LOAD, 0, 0, _FIRST_ARGUMENT),
+        (_EQUALS, 1, 0, 0),
+        (_RETURN, 0, 0, _NOT_PERMITTED),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
+
+
+def _only_open_files(machine: _Machine) -> _Code:
+    """fchmod without set-id bits, and utimensat without a path: that of an open file."""
+    return [
+        (_EQUALS, 0, 4, machine.fchmod),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_HAS_BITS, 0, 1, _SET_ID),
+        (_RETURN, 0, 0, _NOT_PERMITTED),
+        (_RETURN, 0, 0, _ALLOW),
+        (_EQUALS, 0, 6, machine.utimensat),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT),
+        (_EQUALS, 0, 2, 0),
+        (_LOAD, 0, 0, _SECOND_ARGUMENT + 4),
+        (_EQUALS, 1, 0, 0),
+        (_RETURN, 0, 0, _NOT_PERMITTED),
+        (_RETURN, 0, 0, _ALLOW),
+    ]

@@ -19,7 +19,7 @@ from app.event_bus.memory import MemoryBus
 from app.services.errors import EventsTrimmed, Invalid
 from app.services.event_stream import EventStreams
 from app.services.family_stream import FamilyStreams
-from tests.contract.stores import RESUMED, STOPPED, Owner, claim_only, create_started, events_of, postgres_subject
+from tests.contract.stores import STOPPED, Owner, claim_only, create_started, events_of, postgres_subject
 from tests.contract.waiting import a_child, claim_these, delegate, end_child, started
 
 Told = tuple[str, StoredEvent]
@@ -232,33 +232,6 @@ async def test_child_runs_that_were_stopped_with_the_run_are_told_to_their_ends(
     told = await _all(await _open(streams, first.run_id))
     assert _by_run(told) == await _logs(store, first.new, child)
     assert sum(_inner(event)["type"] == "run_cancelled" for _, event in told) == 2
-
-
-async def test_the_stream_of_a_run_that_is_over_waits_for_those_below_it(
-    store: RunStore, streams: FamilyStreams, bus: MemoryBus
-) -> None:
-    first = await create_started(store)
-    child = a_child(first.new)
-    await _delegates(first, child)
-    owner = await started(store, child)
-    await end_child(owner, RunStatus.FAILED)
-    await (await claim_only(store, first.new)).finish()
-    await store.resume(child.run_id, None)
-    stream = await _open(streams, first.run_id)
-    logs = await _logs(store, first.new, child)
-    for _ in range(sum(map(len, logs.values()))):
-        await _next(stream, bus, first.run_id)
-    assert stream is not None
-    waiting = asyncio.ensure_future(anext(stream, None))
-    again = await claim_only(store, child)
-    bus.publish(child.run_id, (await again.surely(RESUMED)).events)
-    async with asyncio.timeout(30):
-        told = await waiting
-        assert told is not None
-        assert _inner(told[1])["type"] == "run_resumed"
-        bus.publish(child.run_id, (await end_child(again)).events)
-        rest = [_inner(event)["type"] async for _, event in stream]
-    assert rest == ["llm_completed", "run_completed"]
 
 
 async def test_a_run_that_is_resumed_goes_on_with_its_child_behind_the_old_cursor(

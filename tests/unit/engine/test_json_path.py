@@ -70,3 +70,9 @@ def test_a_descent_into_a_very_deep_value_is_too_much() -> None:
 
 def test_a_path_is_compiled_once() -> None:
     assert json_path("$.compiled.once") is json_path("$.compiled.once")
+
+
+@pytest.mark.parametrize("text", ["$[?@.a==1e999]", "$[?length(@.a)>1e400]"])
+def test_a_number_beyond_all_numbers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="too large"):
+        json_path(text)

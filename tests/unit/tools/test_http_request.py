@@ -158,6 +158,9 @@ def test_arguments_are_not_looked_through_for_secrets() -> None:
 @pytest.mark.parametrize(
     ("url", "told"),
     [
+        ("https://example.com:99999/", "ort"),
+        ("https://example.com:x/", "ort"),
+        ("https://[::1]:a/", "ort"),
         ("https://api.example.com/a/../b", "no . or .."),
         ("https://api.example.com/a/%2e%2E/b", "no . or .."),
         ("https://api.example.com/./b", "no . or .."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -25,7 +26,12 @@ FLOODS = {
 
 def started_servers() -> list[psutil.Process]:
     """The servers that this process has started; other tests of it may have left a Postgres beside them."""
-    return [child for child in psutil.Process().children() if "hostile.py" in " ".join(child.cmdline())]
+    found: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # zombies among them
+            if "hostile.py" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 @pytest.mark.parametrize("kind", FLOODS)

@@ -305,7 +305,8 @@ class TestEnd:
         await until(lambda: (work / "inner").exists() and bool((work / "inner").read_text()))
         pids = [int((work / name).read_text()) for name in ("pid", "inner")]
         children = psutil.Process().children()
-        (supervisor,) = [child for child in children if "supervisor" in " ".join(child.cmdline())]
+        alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        (supervisor,) = [child for child in alive if "supervisor" in " ".join(child.cmdline())]
         supervisor.send_signal(signal.SIGKILL)
         with pytest.raises(CallError, match="supervisor died"):
             await command
