@@ -8,7 +8,6 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.acceptance.client import Client, Json, types_of
@@ -19,6 +18,7 @@ from tests.acceptance.service import ROOT
 from tests.acceptance.teams import check_family, children_of
 from tests.acceptance.waiting import eventually
 from tests.model_server import Reply
+from tests.processes import children_with
 
 README = (ROOT / "examples" / "refund_desk" / "README.md").read_text()
 SETTINGS: dict[str, str] = dict(re.findall(r"^([A-Z_]+)=(\S+) \\$", README, re.MULTILINE))
@@ -75,8 +75,7 @@ async def test_a_large_refund_waits_for_a_person_over_a_kill_and_is_paid_once(
 ) -> None:
     service = serve(environment, ROOT).ready()
     client = await connected(caller(service))
-    started = [" ".join(process.cmdline()) for process in psutil.Process(service.pid).children()]
-    assert [line for line in started if line.endswith("-m examples.refund_desk.orders_server")]
+    assert children_with("-m examples.refund_desk.orders_server", service.pid)
     run = await client.create_and_wait(**REQUEST)
     question = await the_question(client)
     assert (run["status"], run["waiting_for"]) == (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -14,6 +13,7 @@ import structlog
 from app.tools.errors import CallTimeoutError, HandlerError
 from app.tools.mcp_servers import McpState
 from tests.integration.tools.mcp.conftest import Playgrounds, hostile_server, until, until_ready
+from tests.processes import children_with
 
 FLOODS = {
     "endless_line": "it sent a message of more than 66560 bytes",
@@ -22,16 +22,6 @@ FLOODS = {
     "endless_junk": "that nobody asked for",
     "endless_complaints": "it flooded its standard error output",
 }
-
-
-def started_servers() -> list[psutil.Process]:
-    """The servers that this process has started; other tests of it may have left a Postgres beside them."""
-    found: list[psutil.Process] = []
-    for child in psutil.Process().children():
-        with suppress(psutil.NoSuchProcess):  # zombies among them
-            if "hostile.py" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
 
 
 @pytest.mark.parametrize("kind", FLOODS)
@@ -55,7 +45,7 @@ async def test_a_flood_between_calls_ends_the_session_too(playground: Playground
 @pytest.mark.parametrize("kind", ["deaf", "stubborn"])
 async def test_a_server_that_answers_no_more_is_replaced(playground: Playgrounds, kind: str) -> None:
     async with playground(box=hostile_server(kind, max_sessions=1)) as play:
-        (hung,) = started_servers()
+        (hung,) = children_with("hostile.py")
         call = asyncio.create_task(play.call("box__misbehave"))
         await until(lambda: play.said)
         call.cancel()
@@ -98,7 +88,7 @@ async def test_a_server_that_cannot_start_is_told_with_its_end(playground: Playg
 
 async def test_an_answer_that_is_none_fails_its_call_only(playground: Playgrounds) -> None:
     async with playground(box=hostile_server("no_result", max_sessions=1)) as play:
-        (process,) = started_servers()
+        (process,) = children_with("hostile.py")
         assert "does not follow the protocol" in await play.refusal("box__misbehave")
         assert "hello" in await play.call("box__echo", text="hello")
         assert process.is_running()
@@ -106,7 +96,7 @@ async def test_an_answer_that_is_none_fails_its_call_only(playground: Playground
 
 async def test_a_servers_own_error_is_told_and_keeps_the_session(playground: Playgrounds) -> None:
     async with playground(box=hostile_server("own_error", max_sessions=1)) as play:
-        (process,) = started_servers()
+        (process,) = children_with("hostile.py")
         with pytest.raises(HandlerError, match="the database is away"):
             await play.call("box__misbehave")
         assert "hello" in await play.call("box__echo", text="hello")

@@ -16,6 +16,7 @@ from app.tools.errors import CallError, CallTimeoutError, HandlerError
 from app.tools.mcp_servers import McpState
 from tests.integration.tools.mcp.conftest import Playgrounds, python_server, until
 from tests.integration.tools.mcp.server import PIXEL
+from tests.processes import children_with
 
 
 async def test_a_servers_tools_are_named_after_it_and_described_as_it_does(playground: Playgrounds) -> None:
@@ -158,8 +159,7 @@ async def test_no_more_processes_than_declared_run_at_once(playground: Playgroun
     async with playground(box=python_server(max_sessions=2)) as play:
         calls = [play.call("box__process") for _ in range(12)]
         assert len({process["pid"] for process in await asyncio.gather(*calls)}) <= 2
-        mine = [child for child in psutil.Process().children() if "server.py" in " ".join(child.cmdline())]
-        assert len(mine) <= 2
+        assert len(children_with("server.py")) <= 2
 
 
 async def test_what_a_server_changes_is_changed_here(playground: Playgrounds) -> None:

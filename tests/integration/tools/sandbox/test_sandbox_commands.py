@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from app.tools.errors import CallError
@@ -20,7 +19,7 @@ from app.tools.sandbox import landlock, seccomp
 from app.tools.sandbox.command import run_command
 from app.tools.sandbox.confinement import missing
 from app.tools.sandbox.profile import SandboxProfile
-from tests.processes import PYTHON, gone, until
+from tests.processes import PYTHON, children_with, gone, until
 
 pytestmark = pytest.mark.skipif(
     missing(SandboxProfile()) is not None, reason=f"commands are refused here: {missing(SandboxProfile())}"
@@ -304,9 +303,7 @@ class TestEnd:
         command = asyncio.create_task(sh(profile(), "echo $$ > pid; sleep 1000 & echo $! > inner; wait"))
         await until(lambda: (work / "inner").exists() and bool((work / "inner").read_text()))
         pids = [int((work / name).read_text()) for name in ("pid", "inner")]
-        children = psutil.Process().children()
-        alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
-        (supervisor,) = [child for child in alive if "supervisor" in " ".join(child.cmdline())]
+        (supervisor,) = children_with("supervisor")
         supervisor.send_signal(signal.SIGKILL)
         with pytest.raises(CallError, match="supervisor died"):
             await command
