@@ -33,6 +33,7 @@ def _split_commas(value: object) -> object:
 
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Days = Annotated[float, Field(gt=0, le=36500, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -57,6 +58,18 @@ class Settings(BaseSettings):
     database_prepared: bool = Field(
         default=True,
         description="on | off. Prepared statements; off when DATABASE_URL leads through PgBouncer in transaction mode.",
+    )
+    database_execution_connections: int = Field(
+        default=10, ge=1, le=1000, description="The most connections for executing runs, of each replica."
+    )
+    database_api_connections: int = Field(
+        default=10,
+        ge=1,
+        le=1000,
+        description="The most for answering requests; half as many more serve lists, threads and agents.",
+    )
+    database_stream_connections: int = Field(
+        default=5, ge=1, le=1000, description="The most for reading the events of streams."
     )
     data_dir: Path = Field(default=Path(".data"), description="Where the embedded Postgres keeps its files.")
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for all.")
@@ -117,6 +130,36 @@ class Settings(BaseSettings):
         ge=1,
         le=3600,
         description="Seconds that runs get to reach a commit when the service stops.",
+    )
+    shutdown_delay_s: Seconds = Field(
+        default=1,
+        ge=0,
+        le=600,
+        description="Seconds that requests are still answered after SIGTERM, with /readyz at 503, "
+        "so that a load balancer sends them elsewhere before they fail; at least as long as it takes to notice.",
+    )
+    step_deadline_s: Seconds = Field(
+        default=600,
+        ge=1,
+        description="Seconds without any progress after which a running run is reported as stalled "
+        "(log, /metrics, a warning event). It goes on.",
+    )
+    retain_deltas_days: Days | None = Field(
+        default=None,
+        description="Days after a run's end for which its text deltas are kept; the texts stay. Empty: for ever.",
+    )
+    retain_events_days: Days | None = Field(
+        default=None,
+        description="Days after a run's end for which its events are kept, but for the last one. Empty: for ever.",
+    )
+    retain_checkpoints_days: Days | None = Field(
+        default=None,
+        description="Days after a run's end for which its checkpoints are kept, but for the last one. Empty: for ever.",
+    )
+    retain_runs_days: Days | None = Field(
+        default=None,
+        description="Days after its end for which a run is kept, with its child runs; its thread goes with the last "
+        "of its runs. Empty: for ever.",
     )
     log_format: Annotated[Literal["console", "json"], BeforeValidator(_lower)] = Field(
         default="console", description="console | json."

@@ -56,16 +56,36 @@ class Base(DeclarativeBase):
 
 
 class Replica(Base):
-    """One server process. `heartbeat_at` is the database's time; a replica without a row is dead."""
+    """One server process. `heartbeat_at` is the database's time; a replica without a row is dead.
+
+    `machine` names that in which `pid` and `process_start` mean something: a boot of a machine and a pid namespace.
+    It is null where the system does not tell.
+    """
 
     __tablename__ = "replicas"
 
     incarnation: Mapped[UUID] = mapped_column(primary_key=True)
     host: Mapped[str]
     pid: Mapped[int]
+    machine: Mapped[str | None]
+    process_start: Mapped[int | None]
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
     started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Chore(Base):
+    """Work that one replica at a time does for all: who does it, and until when nobody else may.
+
+    `done_up_to` is how far it has come, where it goes by time.
+    """
+
+    __tablename__ = "chores"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    replica: Mapped[UUID | None]
+    held_until: Mapped[datetime] = mapped_column(server_default=_NOW)
+    done_up_to: Mapped[datetime | None]
 
 
 class Thread(Base):
@@ -132,7 +152,13 @@ class Run(Base):
             "available_at",
             postgresql_where=text("status = 'queued' AND ordinal IS NULL"),
         ),
+        Index(
+            "ix_runs_suspects",
+            "available_at",
+            postgresql_where=text("status = 'queued' AND crashes >= 2"),
+        ),
         Index("ix_runs_running", "owner", postgresql_where=text("status = 'running'")),
+        Index("ix_runs_finished_at", "finished_at", "run_id", postgresql_where=text("finished_at IS NOT NULL")),
         Index("uq_runs_holder", "thread_key", unique=True, postgresql_where=text("holds_thread")),
         Index("ix_runs_thread_key_ordinal", "thread_key", "ordinal"),
         Index("ix_runs_agent_name_run_id", "agent_name", "run_id"),
@@ -186,6 +212,7 @@ class Run(Base):
 
     last_seq: Mapped[int] = mapped_column(server_default="0")
     first_seq: Mapped[int] = mapped_column(server_default="1")
+    deltas_trimmed: Mapped[bool] = mapped_column(server_default=text("false"))
     step: Mapped[int] = mapped_column(Integer, server_default="0")
     llm_calls: Mapped[int] = mapped_column(server_default="0")
     input_tokens: Mapped[int] = mapped_column(server_default="0")
