@@ -26,6 +26,30 @@ _numbers = itertools.count(1)
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("chaos")
+    group.addoption("--chaos-full", action="store_true", help="all scenarios of failure, in full size")
+    group.addoption("--chaos-seed", type=int, default=1, help="what the scenarios throw their dice with")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What became of the scenarios of failure, one line each."""
+    if not config.getoption("--chaos-full"):
+        return
+    rows = {
+        row: report.outcome
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport)
+        for name, row in report.user_properties
+        if name == "scenario" and isinstance(row, list | tuple)
+    }
+    terminalreporter.section(f"chaos, seed {config.getoption('--chaos-seed')}")
+    terminalreporter.line(f"{'#':>3} {'scenario':80} {'runs':>6} {'kills':>6} {'time':>8} {'violations':>10}")
+    for number, name, runs, kills, seconds, violations in sorted(tuple(row) for row in map(tuple, rows)):
+        terminalreporter.line(f"{number:>3} {name[:80]:80} {runs:>6} {kills:>6} {seconds:>6}s {violations:>10}")
+
+
 @contextmanager
 def server_with_template(bin_dir: Path | None = None) -> Iterator[str]:
     """A server for a session; the URL of its own database. Its `template_runs` is migrated, ready to be copied."""
