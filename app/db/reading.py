@@ -103,12 +103,20 @@ async def messages_after(connection: Connection, thread_key: str, seq: int) -> l
     ]
 
 
-async def read_events(connection: Connection, run_id: str, after: int, limit: int) -> list[StoredEvent]:
+async def read_events(
+    connection: Connection, run_id: str, after: int, limit: int, *, most_chars: int = 2**62
+) -> list[StoredEvent]:
+    """The next events of a run: at most `limit`, and none after those that make up `most_chars` characters of JSON."""
     rows = await connection.fetch(
-        "SELECT seq, type, created_at, body FROM run_events WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+        """SELECT seq, type, created_at, body FROM (
+               SELECT seq, type, created_at, body, chars, sum(chars) OVER (ORDER BY seq) AS total
+               FROM (SELECT seq, type, created_at, body, length(body::text) AS chars FROM run_events
+                     WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3) AS page) AS measured
+           WHERE total - chars < $4 ORDER BY seq""",
         run_uuid(run_id),
         after,
         limit,
+        most_chars,
     )
     return [event_from_row(row) for row in rows]
 

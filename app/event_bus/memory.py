@@ -9,8 +9,10 @@ from types import TracebackType
 
 from app.engine.events import StoredEvent
 
-# How many events a reader may be behind before it is sent to the rows; a slow reader never makes the writer wait.
+# How many events, and how many characters of them, a reader may be behind before it is sent to the rows; a slow reader
+# never makes the writer wait.
 SUBSCRIPTION_LIMIT = 1000
+SUBSCRIPTION_CHARS = 256 * 1024
 
 
 class Subscription:
@@ -24,6 +26,7 @@ class Subscription:
         self._bus = bus
         self._run_ids = set(run_ids)
         self._events: deque[tuple[str, StoredEvent]] = deque()
+        self._chars = 0
         self._stale = False
         self._wake = asyncio.Event()
         self.cursors: dict[str, int] = {}
@@ -57,7 +60,7 @@ class Subscription:
     def take(self) -> list[tuple[str, StoredEvent]]:
         """The events handed over since the last call, each with its run's id."""
         events = list(self._events)
-        self._events.clear()
+        self._clear()
         self._wake.clear()
         return events
 
@@ -67,8 +70,9 @@ class Subscription:
         return stale
 
     def put(self, run_id: str, events: Sequence[StoredEvent]) -> None:
-        if len(self._events) + len(events) > SUBSCRIPTION_LIMIT:
-            self._events.clear()
+        self._chars += sum(len(event.body) for event in events)
+        if len(self._events) + len(events) > SUBSCRIPTION_LIMIT or self._chars > SUBSCRIPTION_CHARS:
+            self._clear()
             self._stale = True
         else:
             self._events.extend((run_id, event) for event in events)
@@ -77,6 +81,10 @@ class Subscription:
     def poke(self) -> None:
         self._stale = True
         self._wake.set()
+
+    def _clear(self) -> None:
+        self._events.clear()
+        self._chars = 0
 
 
 class MemoryBus:

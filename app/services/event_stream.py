@@ -24,7 +24,9 @@ from app.engine.store_errors import RunNotFound
 from app.event_bus.memory import MemoryBus, Subscription
 from app.services.errors import EventsTrimmed, Invalid, NotFound
 
+# What a reader holds of the log at once: a page ends with the event that makes it this long, however few they are.
 ROWS_AT_ONCE = 100
+CHARS_AT_ONCE = 256 * 1024
 # A reader that nobody wakes looks at the rows this often; the replica's own query wakes it within a second anyway.
 LOOK_EVERY_S = 5.0
 
@@ -177,7 +179,7 @@ class EventStreams:
 
     async def _rows(self, run_id: str, after: int, limit: int) -> list[StoredEvent]:
         async with self._database.connection() as connection:
-            return await reading.read_events(connection, run_id, after, limit)
+            return await reading.read_events(connection, run_id, after, limit, most_chars=CHARS_AT_ONCE)
 
     async def _head(self, run_id: str) -> reading.RunHead:
         async with self._database.connection() as connection:
@@ -195,7 +197,7 @@ async def follow_run(
     """The events of a run after a seq, each once and in order, until the run has ended.
 
     Args:
-        rows: the next `ROWS_AT_ONCE` events behind a cursor, from the store.
+        rows: the next page of events behind a cursor, from the store.
         ended: whether the run is terminal and has no event behind a cursor.
     """
     cursor = after
@@ -205,7 +207,7 @@ async def follow_run(
         while not bus.closing:
             if look_at_rows:
                 events = await rows(cursor)
-                look_at_rows = len(events) == ROWS_AT_ONCE
+                look_at_rows = is_full(events)
             else:
                 handed, look_at_rows = await handed_over(reader, {run_id: cursor})
                 events = [event for _, event in handed]
@@ -218,6 +220,11 @@ async def follow_run(
             reader.cursors[run_id] = cursor
             if (closing or not events) and not look_at_rows and await ended(cursor):
                 return
+
+
+def is_full(page: list[StoredEvent]) -> bool:
+    """Whether there may be more behind a page of events."""
+    return len(page) == ROWS_AT_ONCE or sum(len(event.body) for event in page) >= CHARS_AT_ONCE
 
 
 async def handed_over(reader: Subscription, cursors: Mapping[str, int]) -> tuple[list[tuple[str, StoredEvent]], bool]:

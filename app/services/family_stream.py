@@ -28,7 +28,7 @@ from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound
 from app.event_bus.memory import MemoryBus
 from app.services.errors import EventsTrimmed, Invalid
-from app.services.event_stream import ROWS_AT_ONCE, filter_of, handed_over, refuse_ahead
+from app.services.event_stream import CHARS_AT_ONCE, ROWS_AT_ONCE, filter_of, handed_over, is_full, refuse_ahead
 
 SUBAGENT_EVENT = "subagent_event"
 
@@ -196,9 +196,9 @@ class FamilyStreams:
 
     async def _log(self, run_id: str, after: int) -> AsyncGenerator[StoredEvent]:
         rows: list[StoredEvent] | None = None
-        while rows is None or len(rows) == ROWS_AT_ONCE:
+        while rows is None or is_full(rows):
             async with self._database.connection() as connection:
-                rows = await reading.read_events(connection, run_id, after, ROWS_AT_ONCE)
+                rows = await reading.read_events(connection, run_id, after, ROWS_AT_ONCE, most_chars=CHARS_AT_ONCE)
             for event in rows:
                 yield event
                 after = event.seq

@@ -1,0 +1,94 @@
+"""Connections whose other side does nothing do not stay for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from app.cli.connection import BoundedConnection
+
+PIECE = b"x" * 65536
+
+
+class Impatient(BoundedConnection):
+    receive_within_s = 0.2
+    take_within_s = 0.2
+
+
+class Endless:
+    """Answers with as much as is taken; `ended` as soon as the reader has gone."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send(send))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        sending.cancel()
+        self.ended.set()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+
+
+@asynccontextmanager
+async def serving(app: Endless) -> AsyncIterator[int]:
+    """The port of a server of that application."""
+    config = uvicorn.Config(app, port=0, http=Impatient, lifespan="off", log_config=None, log_level="critical")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    async with asyncio.timeout(10):
+        while not server.started:
+            await asyncio.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()[1]
+    server.should_exit = True
+    await task
+
+
+async def test_a_reader_who_takes_nothing_is_dropped() -> None:
+    """Seen to fail without the timer in `pause_writing`."""
+    app = Endless()
+    async with serving(app) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        async with asyncio.timeout(10):
+            await app.ended.wait()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"GET / HT", b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\nhalf"]
+)
+async def test_a_request_that_never_comes_whole_ends_its_connection(begun: bytes) -> None:
+    """Seen to fail without the timer of `_expect`."""
+    async with serving(Endless()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(begun)
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):  # closed in an orderly way is as good
+                while await reader.read(65536):
+                    pass
+        writer.close()
+
+
+async def test_a_reader_who_is_slow_but_reads_is_not_dropped() -> None:
+    app = Endless()
+    async with serving(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n")
+        until = asyncio.get_running_loop().time() + 3 * Impatient.take_within_s
+        async with asyncio.timeout(10):
+            while asyncio.get_running_loop().time() < until:
+                assert await reader.read(65536)
+        assert not app.ended.is_set()
+        writer.close()
+        async with asyncio.timeout(10):
+            await app.ended.wait()
