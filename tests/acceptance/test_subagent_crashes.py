@@ -13,7 +13,6 @@ import pytest
 from tests.acceptance.client import Client, Json, check_log, of_type
 from tests.acceptance.conftest import Caller, Serve, Settings
 from tests.acceptance.gates import Gate, Gates
-from tests.acceptance.invariants import check_invariants
 from tests.acceptance.service import Service
 from tests.acceptance.teams import (
     STUCK,
@@ -30,6 +29,7 @@ from tests.acceptance.teams import (
     told,
 )
 from tests.acceptance.waiting import eventually
+from tests.invariants import check_invariants
 
 LEASE_S = "2"
 

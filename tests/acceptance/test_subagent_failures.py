@@ -10,7 +10,6 @@ import pytest
 
 from tests.acceptance.client import Client, Json, of_type, problem
 from tests.acceptance.gates import Gate, Gates
-from tests.acceptance.invariants import check_invariants
 from tests.acceptance.model import Model
 from tests.acceptance.questions import pending, rule
 from tests.acceptance.teams import (
@@ -31,6 +30,7 @@ from tests.acceptance.teams import (
     told,
 )
 from tests.acceptance.waiting import eventually
+from tests.invariants import check_invariants
 
 STOPPED = "this delegation was stopped: the step does not need it any more"
 

@@ -11,7 +11,6 @@ import pytest
 
 from tests.acceptance.client import Client, problem, types_of
 from tests.acceptance.gates import Gate, Gates
-from tests.acceptance.invariants import check_invariants
 from tests.acceptance.model import Model
 from tests.acceptance.teams import (
     STUCK,
@@ -28,6 +27,7 @@ from tests.acceptance.teams import (
     through,
     told,
 )
+from tests.invariants import check_invariants
 
 
 @pytest.fixture

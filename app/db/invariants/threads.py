@@ -1,0 +1,101 @@
+"""Threads: one holder, a line behind it, numbers that only grow, and rows that are gone with what they belonged to."""
+
+from __future__ import annotations
+
+from app.db.invariants.invariant import TERMINAL, Invariant, Over
+
+HOLDER = Invariant(
+    "a thread and its holder know of each other, and the holder is not over",
+    "no other run of this thread will ever begin",
+    f"""
+    SELECT t.thread_key, t.holder_run_id AS holder, r.status, r.holds_thread FROM threads t
+    LEFT JOIN runs r ON r.run_id = t.holder_run_id
+    WHERE t.thread_key = ANY ($1) AND t.holder_run_id IS NOT NULL
+      AND (r.holds_thread IS NOT TRUE OR r.thread_key <> t.thread_key OR r.status IN {TERMINAL})""",
+    Over.THREADS,
+)
+
+ONE_HOLDER = Invariant(
+    "a run that holds its thread is its holder",
+    "two runs may be at work on one thread",
+    """
+    SELECT r.run_id, r.thread_id, t.holder_run_id AS holder FROM runs r LEFT JOIN threads t USING (thread_key)
+    WHERE r.run_id = ANY ($1) AND r.holds_thread AND t.holder_run_id IS DISTINCT FROM r.run_id""",
+)
+
+LINE = Invariant(
+    "a thread counts the runs in its line",
+    "a run in this line is passed over when the thread becomes free",
+    """
+    SELECT t.thread_key, t.queued, count(r.run_id) AS in_line FROM threads t LEFT JOIN runs r
+        ON r.thread_key = t.thread_key AND r.status = 'queued' AND NOT r.holds_thread AND r.ordinal IS NOT NULL
+    WHERE t.thread_key = ANY ($1) GROUP BY t.thread_key HAVING t.queued <> count(r.run_id)""",
+    Over.THREADS,
+)
+
+NUMBERS = Invariant(
+    "a thread's counters are beyond all that they have numbered",
+    "the next message or run of this thread will be refused",
+    """
+    SELECT t.thread_key, t.next_seq, m.seq, t.next_ordinal, r.ordinal FROM threads t
+    LEFT JOIN LATERAL (SELECT max(seq) AS seq FROM messages WHERE thread_key = t.thread_key) AS m ON true
+    LEFT JOIN LATERAL (SELECT max(ordinal) AS ordinal FROM runs WHERE thread_key = t.thread_key) AS r ON true
+    WHERE t.thread_key = ANY ($1) AND (m.seq >= t.next_seq OR r.ordinal >= t.next_ordinal)""",
+    Over.THREADS,
+)
+
+ORDER = Invariant(
+    "no two runs have one place in a thread's line",
+    "the order of these runs is left to chance",
+    """
+    SELECT thread_key, ordinal, count(*) AS runs FROM runs WHERE thread_key = ANY ($1) AND ordinal IS NOT NULL
+    GROUP BY thread_key, ordinal HAVING count(*) > 1""",
+    Over.THREADS,
+)
+
+ON_A_THREAD = Invariant(
+    "a run is on a thread that is there, under its id",
+    "this run cannot be executed, nor its thread be read",
+    """
+    SELECT r.run_id, r.thread_id, t.thread_id AS found FROM runs r LEFT JOIN threads t USING (thread_key)
+    WHERE r.run_id = ANY ($1) AND (t.thread_id, t.tenant_id) IS DISTINCT FROM (r.thread_id, r.tenant_id)""",
+)
+
+
+def _run_ids(table: str) -> str:
+    """The newest ids of a table, found by jumping from one to the next: its rows are not read."""
+    return f"""
+    {table}_ids AS (
+        (SELECT '{table}' AS kept, run_id, 1 AS n FROM {table} ORDER BY run_id DESC LIMIT 1)
+        UNION ALL
+        SELECT kept, (SELECT run_id FROM {table} WHERE run_id < i.run_id ORDER BY run_id DESC LIMIT 1), n + 1
+        FROM {table}_ids i WHERE i.run_id IS NOT NULL AND n < $1)"""
+
+
+_TABLES = ("run_events", "checkpoints", "tool_executions", "interactions")
+
+LEFT_OF_RUNS = Invariant(
+    "with a run, all that belongs to it is gone",
+    "rows of a deleted run are left, and nobody will ever remove them",
+    f"""
+    WITH RECURSIVE {", ".join(_run_ids(table) for table in _TABLES)}
+    SELECT run_id, kept FROM ({" UNION ALL ".join(f"SELECT kept, run_id FROM {table}_ids" for table in _TABLES)}) AS ids
+    WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = ids.run_id)""",
+    Over.LEFTOVERS,
+)
+
+LEFT_OF_THREADS = Invariant(
+    "with a thread, its messages are gone",
+    "messages of a deleted thread are left, and nobody will ever remove them",
+    """
+    WITH RECURSIVE ids AS (
+        (SELECT thread_key, 1 AS n FROM messages ORDER BY thread_key DESC LIMIT 1)
+        UNION ALL
+        SELECT (SELECT thread_key FROM messages WHERE thread_key < i.thread_key ORDER BY thread_key DESC LIMIT 1), n + 1
+        FROM ids i WHERE i.thread_key IS NOT NULL AND n < $1)
+    SELECT thread_key FROM ids
+    WHERE thread_key IS NOT NULL AND NOT EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = ids.thread_key)""",
+    Over.LEFTOVERS,
+)
+
+THREADS = (HOLDER, ONE_HOLDER, LINE, NUMBERS, ORDER, ON_A_THREAD, LEFT_OF_RUNS, LEFT_OF_THREADS)
