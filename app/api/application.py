@@ -10,7 +10,7 @@ from starlette.types import Lifespan
 from app.api.errors import register_error_handlers
 from app.api.middleware import RequestEdge
 from app.api.openapi import document_of
-from app.api.routes import agents, checkpoints, events, interactions, run_control, runs, service, threads
+from app.api.routes import agents, checkpoints, events, forks, interactions, run_control, runs, service, threads
 
 _DESCRIPTION = (
     "Runs LLM agents durably: a run survives crashes, restarts and redeploys. Errors are `application/problem+json`. "
@@ -34,7 +34,7 @@ def build_api(*, lifespan: Lifespan[FastAPI], max_body_bytes: int) -> FastAPI:
         max_body_bytes: the longest body that is read.
     """
     # Routes are given as they are: a router that is included answers every request through a second one.
-    routers = (runs, run_control, interactions, events, checkpoints, threads, agents, service)
+    routers = (runs, run_control, interactions, events, checkpoints, forks, threads, agents, service)
     app = FastAPI(
         title="agent-runner",
         summary="An HTTP service that runs LLM agents durably on Postgres.",

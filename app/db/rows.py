@@ -16,7 +16,7 @@ from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
 from app.engine.events import StoredEvent
 from app.engine.messages import Message, ToolCall
-from app.engine.records import OnDisconnect, RunRecord, SubagentExecution, ToolExecution
+from app.engine.records import ForkedFrom, OnDisconnect, RunRecord, SubagentExecution, ToolExecution
 from app.engine.state import Hold, OpenCall
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound
@@ -31,7 +31,7 @@ RUN_COLUMNS = """
     attempt, last_seq, input, context, metadata, overrides, requested_model, user_id, parent_run_id, on_disconnect,
     llm_calls, input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, cost_usd, elapsed_s, wall_from_s,
     created_at, started_at, finished_at, result, error, owner, epoch, write_no, crashes, resume_reason, ordinal,
-    holds_thread, wakes, waiting_for, agent_depth, agent_path, root_run_id
+    holds_thread, wakes, waiting_for, agent_depth, agent_path, root_run_id, forked_from_run_id, forked_from_checkpoint
 """
 
 TOOL_EXECUTIONS = """
@@ -147,9 +147,17 @@ def run_from_row(
         agent_depth=row["agent_depth"],
         agent_path=row["agent_path"],
         root_run_id=str(row["root_run_id"]),
+        forked_from=forked_from(row["forked_from_run_id"], row["forked_from_checkpoint"]),
         tool_executions=None if tools is None else tuple(tool_execution_from_row(tool) for tool in tools),
         subagent_executions=None if tools is None else tuple(_subagent_from_row(child) for child in subagents),
     )
+
+
+def forked_from(run_id: UUID | None, checkpoint: int | None) -> ForkedFrom | None:
+    """Where a run was forked, from its two columns; None of a run that is no fork."""
+    if run_id is None:
+        return None
+    return ForkedFrom(str(run_id), None if checkpoint is None else str(checkpoint))
 
 
 def usage_from_row(row: asyncpg.Record) -> Usage:

@@ -15,6 +15,7 @@ class StoreError(Exception):
     ├── RunConflict          the run's status does not allow the request
     ├── LimitReached         a resume that would breach a limit at once
     ├── ThreadBusy           the thread has a holder
+    ├── ThreadExists         the thread is there, and has to be new
     ├── AgentChanged         the agent has a newer version than the caller resolved
     ├── InteractionNotFound
     ├── InteractionDecided   the question has another answer, or none can be given any more
@@ -61,6 +62,11 @@ class LimitReached(StoreError):
 
 class ThreadBusy(StoreError):
     """The thread has a holder and the caller asked not to wait."""
+
+
+class ThreadExists(StoreError):
+    def __init__(self, thread_id: str) -> None:
+        super().__init__(f"there is a thread {thread_id!r} already")
 
 
 class AgentChanged(StoreError):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from app.services.agents import AgentService
 from app.services.event_stream import EventStreams
 from app.services.family_stream import FamilyStreams
+from app.services.forks import ForkService
 from app.services.health import Health
 from app.services.interactions import InteractionService
 from app.services.run_queries import RunQueries
@@ -20,6 +21,7 @@ from app.telemetry.metrics import Metrics
 class Services:
     runs: RunService
     run_queries: RunQueries
+    forks: ForkService
     interactions: InteractionService
     streams: EventStreams
     family_streams: FamilyStreams

@@ -9,7 +9,7 @@ from typing import Any
 
 from app.db import models
 from app.db.database import Database
-from app.db.queries import runs, threads
+from app.db.queries import runs
 from app.db.queries.runs import RunFilters
 from app.db.rows import run_uuid
 from app.engine.records import RunRecord
@@ -35,7 +35,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointDetail:
-    """A checkpoint with the messages that its thread had as of it."""
+    """A checkpoint with the messages that its run had then; its own are among them though they were voided since."""
 
     checkpoint: CheckpointRecord
     messages: tuple[MessageRecord, ...]
@@ -81,7 +81,7 @@ class RunQueries:
         return page_of([_record(row) for row in found], limit, lambda checkpoint: checkpoint.checkpoint_id)
 
     async def get_checkpoint(self, run_id: str, checkpoint_id: str, *, tenant_id: str = "") -> CheckpointDetail:
-        """One checkpoint, with the messages as of it.
+        """One checkpoint, with the messages as of it: those that a fork from there takes.
 
         Raises:
             RunNotFound: there is no such run.
@@ -92,13 +92,22 @@ class RunQueries:
             thread_key = await runs.thread_key_of(session, tenant_id, key)
             if thread_key is None:
                 raise RunNotFound(run_id)
-            row = None
-            if checkpoint_id.isascii() and checkpoint_id.isdigit() and len(checkpoint_id) <= 18:
-                row = await runs.checkpoint(session, key, int(checkpoint_id))
+            seq = checkpoint_seq(checkpoint_id)
+            row = None if seq is None else await runs.checkpoint(session, key, seq)
             if row is None:
-                raise NotFound(f"the run {run_id} has no checkpoint {checkpoint_id!r}")
-            messages = await threads.messages(session, thread_key, upto=row.message_seq)
+                raise no_checkpoint(run_id, checkpoint_id)
+            messages = await runs.messages_as_of(session, thread_key, row)
         return CheckpointDetail(_record(row), tuple(message_record(message) for message in messages))
+
+
+def checkpoint_seq(checkpoint_id: str) -> int | None:
+    """The id as the database holds it; None if no checkpoint has that id."""
+    looks_right = checkpoint_id.isascii() and checkpoint_id.isdigit() and len(checkpoint_id) <= 18
+    return int(checkpoint_id) if looks_right else None
+
+
+def no_checkpoint(run_id: str, checkpoint_id: str) -> NotFound:
+    return NotFound(f"the run {run_id} has no checkpoint {checkpoint_id!r}")
 
 
 def _record(row: models.Checkpoint) -> CheckpointRecord:

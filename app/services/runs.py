@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -190,6 +190,17 @@ class RunService(RunControl):
         self._bus.queued()
         return CreatedMany([one.run for one in created], replayed)
 
+    async def enqueue(self, make: Callable[[], Awaitable[Created]]) -> Created:
+        """Have a run made that waits in the queue, and tell who claims.
+
+        Raises:
+            TooManyRuns: the queue is full, and nothing was made; and whatever `make` raises.
+        """
+        await self._check_queue(1)
+        created = await make()
+        self._announce(created)
+        return created
+
     async def get(self, run_id: str) -> RunRecord:
         """Raises: RunNotFound."""
         return await self._store.get(run_id)
@@ -287,11 +298,14 @@ class RunService(RunControl):
     def _created(self, created: Created, version: AgentVersion) -> None:
         for stopped in created.stopped:
             self._stopped(stopped)
-        run = created.run
         if created.claim is not None:
-            self._executor.start(created.claim, run, version)
-            self._bus.publish(run.run_id, created.events)
-        elif not created.replayed and run.status is RunStatus.QUEUED:
+            self._executor.start(created.claim, created.run, version)
+            self._bus.publish(created.run.run_id, created.events)
+        self._announce(created)
+
+    def _announce(self, created: Created) -> None:
+        run = created.run
+        if created.claim is None and not created.replayed and run.status is RunStatus.QUEUED:
             self._queued += 1
             self._bus.queued()
         self._bus.publish(run.thread_key, ())

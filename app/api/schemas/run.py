@@ -154,7 +154,7 @@ class WaitingFor(Resource):
 
 class ForkedFrom(Resource):
     run_id: str
-    checkpoint_id: str
+    checkpoint_id: str | None = Field(description="Null where that run had not begun.")
 
 
 class Run(Resource):
@@ -209,6 +209,7 @@ def run_object(run: RunRecord, *, with_result: bool = True) -> JsonObject:
     Args:
         with_result: False in lists, whose records have no results and no tool executions.
     """
+    origin = run.forked_from
     return {
         "run_id": run.run_id,
         "thread_id": run.thread_id,
@@ -224,7 +225,7 @@ def run_object(run: RunRecord, *, with_result: bool = True) -> JsonObject:
         "metadata": run.metadata,
         "user_id": run.user_id,
         "parent_run_id": run.parent_run_id,
-        "forked_from": None,
+        "forked_from": None if origin is None else {"run_id": origin.run_id, "checkpoint_id": origin.checkpoint_id},
         "created_at": timestamp(run.created_at),
         "started_at": None if run.started_at is None else timestamp(run.started_at),
         "finished_at": None if run.finished_at is None else timestamp(run.finished_at),

@@ -16,7 +16,8 @@ from app.services.runs import CreateRun
 _NO_OVERRIDES = AgentOverrides()
 
 
-def _form(value: object) -> str:
+def agent_form(value: object) -> str:
+    """Which of its two forms an agent is given in: a `name` or a `definition`."""
     return "definition" if isinstance(value, dict | AgentDefinition) else "name"
 
 
@@ -27,7 +28,7 @@ class RunCreate(RequestModel):
 
     agent: Annotated[
         Annotated[AgentRef, Tag("name")] | Annotated[AgentDefinition, Tag("definition")],
-        Discriminator(_form),
+        Discriminator(agent_form),
         Field(description="A name, `name@version`, or a whole definition.", examples=["helper"]),
     ]
     input: RunInput

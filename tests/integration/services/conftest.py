@@ -74,6 +74,7 @@ def make_run(database: Database) -> Callable[..., Awaitable[UUID]]:
                 "input": [{"role": "user", "content": "hello"}],
                 "holds_thread": False,
                 "result": {"final_text": "hi"},
+                "last_seq": 1,
             }
             session.add(Run(run_id=run_id, thread_key=key, thread_id=thread_id, status=status, **{**values, **columns}))
             session.add(RunEvent(run_id=run_id, seq=1, type="t", created_at=datetime.now(UTC), body={}))

@@ -20,7 +20,7 @@ from app.engine.errors import RunError
 from app.engine.events import Event, EventType, StoredEvent, encode
 from app.engine.interactions import Answer, Decision, InteractionKind, InteractionRecord, InteractionStatus
 from app.engine.messages import Message, Role, ToolCall
-from app.engine.records import Stimulated, SubagentExecution
+from app.engine.records import ForkedFrom, Stimulated, SubagentExecution
 from app.engine.state import RunState
 from app.engine.status import RunStatus
 from app.engine.tools import ToolSource, ToolSpec
@@ -123,6 +123,13 @@ def test_a_run_in_every_status_is_what_the_document_says(check: Check, status: R
     assert (shown["created_at"], shown["finished_at"]) == ("2026-01-31T08:00:00.000000Z", None)
 
 
+@pytest.mark.parametrize("checkpoint_id", ["6", None])
+def test_a_fork_says_where_it_comes_from(check: Check, checkpoint_id: str | None) -> None:
+    shown = _values(run_object(a_run(forked_from=ForkedFrom(RUN_ID, checkpoint_id))))
+    check("Run", shown)
+    assert shown["forked_from"] == {"run_id": RUN_ID, "checkpoint_id": checkpoint_id}
+
+
 def test_a_finished_run_has_its_result(check: Check) -> None:
     run = a_finished_run(tool_executions=(CALL,), cost_usd=Decimal("0.10"))
     shown = orjson.loads(run_json(run))
@@ -156,6 +163,7 @@ def test_a_failed_run_says_why(check: Check) -> None:
     ("messages", "shown"),
     [
         ((Message(Role.USER, "hi"),), "hi"),
+        ((), []),
         ((Message(Role.SYSTEM, "hi"),), [{"role": "system", "content": "hi"}]),
         (
             (Message(Role.USER, [{"type": "text", "text": "hi"}]),),

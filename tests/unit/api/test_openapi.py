@@ -24,6 +24,7 @@ OPERATIONS = {
     "POST /runs/{run_id}/pause": "pause_run",
     "POST /runs/{run_id}/resume": "resume_run",
     "POST /runs/{run_id}/cancel": "cancel_run",
+    "POST /runs/{run_id}/fork": "fork_run",
     "POST /runs/{run_id}/interrupt": "interrupt_run",
     "GET /interactions": "list_interactions",
     "GET /runs/{run_id}/interactions": "list_run_interactions",
@@ -56,7 +57,7 @@ OPERATIONS = {
 }
 STREAMS = {"create_run_and_stream", "stream_run_events", "stream_thread_events"}
 CREATING = {"create_run", "create_run_and_wait", "create_run_and_stream", "create_runs", "create_thread"}
-CREATING |= {"append_message", "copy_thread"}
+CREATING |= {"append_message", "copy_thread", "fork_run"}
 
 
 def _operations(document: Document) -> Iterator[tuple[str, Document]]:
