@@ -120,9 +120,10 @@ class EventStreams:
         """A page of a run's events; raises as `open_run` does."""
         run = await self._head(run_id)
         refuse_ahead(run, after, ("query", "after"))
-        if after + 1 < run.first_seq and after > 0:
-            raise EventsTrimmed(run.first_seq)
         items = await self._rows(run_id, after, limit)
+        trimmed = await self._trimmed(run_id, after, items)
+        if trimmed is not None:
+            raise trimmed
         more = bool(items) and items[-1].seq < run.last_seq
         return EventPage(items, items[-1].seq if more else None)
 
@@ -130,7 +131,9 @@ class EventStreams:
         self, run_id: str, after: int, wanted: Callable[[StoredEvent], bool]
     ) -> AsyncGenerator[StoredEvent]:
         async def rows(cursor: int) -> list[StoredEvent]:
-            return await self._rows(run_id, cursor, ROWS_AT_ONCE)
+            page = await self._rows(run_id, cursor, ROWS_AT_ONCE)
+            # The reader comes back to what was removed under it, and is told so.
+            return page if await self._trimmed(run_id, cursor, page) is None else []
 
         async def ended(cursor: int) -> bool:
             return await self._ended(run_id, cursor)
@@ -138,12 +141,25 @@ class EventStreams:
         return follow_run(self._bus, run_id, after, rows, ended, wanted)
 
     async def _ended(self, run_id: str, cursor: int) -> bool:
-        """Whether the run is terminal now and all its events were given: a resumed run has earlier ends in its log."""
+        """Whether no event follows on: all were given, or those that come next are gone.
+
+        What is asked is the run, since one that was resumed has earlier ends in its log.
+        """
         try:
             run = await self._head(run_id)
         except RunNotFound:
             return True
-        return run.status.terminal and run.last_seq <= cursor
+        return (run.status.terminal and run.last_seq <= cursor) or cursor + 1 < run.first_seq
+
+    async def _trimmed(self, run_id: str, after: int, page: list[StoredEvent]) -> EventsTrimmed | None:
+        """Why there is a gap before a page of rows: that all before it was removed; None if only deltas were."""
+        if not page or page[0].seq == after + 1:
+            return None
+        try:
+            first_seq = (await self._head(run_id)).first_seq
+        except RunNotFound:
+            return None
+        return EventsTrimmed(first_seq) if after + 1 < first_seq else None
 
     async def _follow_thread(
         self, thread_key: str, place: _ThreadCursor, wanted: Callable[[StoredEvent], bool]
@@ -259,6 +275,8 @@ def _forget_ended(place: _ThreadCursor, heads: list[reading.RunHead]) -> None:
     """Move the cursor past runs that can give no more events, so that it stays small however long the thread grows."""
     last = max((head.ordinal for head in heads), default=0)
     place.ordinal = max(place.ordinal, last)
+    for run_id in place.positions.keys() - {head.run_id for head in heads}:
+        del place.positions[run_id]  # it was deleted
     for head in heads:
         final = head.status in (RunStatus.COMPLETED, RunStatus.DEGRADED, RunStatus.CANCELLED)
         overtaken = head.status.terminal and head.ordinal < last

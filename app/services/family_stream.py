@@ -126,7 +126,7 @@ class FamilyStreams:
         Raises:
             RunNotFound: there is no such run.
             Invalid: the cursor is none of this stream's.
-            EventsTrimmed: the cursor is behind what retention kept.
+            EventsTrimmed: the cursor is behind what retention kept of the run itself.
         """
         run_id = str(run_uuid(run_id))
         place = _Place({run_id: 0}) if cursor is None else _Place.decode(run_id, cursor)
@@ -134,10 +134,10 @@ class FamilyStreams:
         if run_id not in heads:
             raise RunNotFound(run_id)
         for head in heads.values():
-            position = place.positions[head.run_id]
-            refuse_ahead(head, position, _HEADER)
-            if position + 1 < head.first_seq:
-                raise EventsTrimmed(head.first_seq)
+            refuse_ahead(head, place.positions[head.run_id], _HEADER)
+        # A child run has ended before this one and may have lost its events before: what is left of them is given.
+        if place.positions[run_id] + 1 < heads[run_id].first_seq:
+            raise EventsTrimmed(heads[run_id].first_seq)
         if cursor is not None and place.is_last(heads):
             return None
         return self._follow(place, _wanted(run_id, types, deltas))

@@ -14,10 +14,12 @@ from uuid_utils.compat import uuid7
 from app.db import models
 from app.db.conflicts import again_if_undone
 from app.db.database import Database
+from app.db.deletion import delete_thread
 from app.db.queries import idempotency, runs, threads
 from app.db.queries.runs import RunFilters
 from app.engine.messages import Message
 from app.engine.records import IdempotencyKey, RunRecord
+from app.engine.store_errors import RunConflict
 from app.services.errors import Conflict, Invalid, NotFound
 from app.services.pages import Page, page_of, uuid_cursor
 
@@ -143,25 +145,12 @@ class ThreadService:
             Conflict: one of these runs is not over, or the parent of one may have to take in how it ended;
                 `current_status` is the status of that run.
         """
-        async with self._database.session() as session:
-            # The lock keeps new runs away: a create takes the thread's row first.
-            thread = await threads.lock(session, tenant_id, thread_id)
-            if thread is None:
-                raise _no_thread(thread_id)
-            family = await runs.family(session, thread.thread_key)
-            run_ids = [run_id for run_id, _ in family]
-            status = await threads.active_status(session, [thread.thread_key], run_ids)
-            if status is not None:
-                raise Conflict(f"a run of the thread {thread_id!r} is {status}; cancel it first", status)
-            parent = await runs.needed_by(session, run_ids)
-            if parent is not None:
-                message = f"the run {parent.run_id} may go on and need a run of the thread {thread_id!r}"
-                raise Conflict(f"{message}; delete that first, when it is over", parent.status)
-            below = {key for _, key in family} - {thread.thread_key}
-            below -= await runs.shared_threads(session, list(below), run_ids)
-            await threads.lock_all(session, list(below))
-            await runs.delete_runs(session, run_ids)
-            await threads.delete_threads(session, [thread.thread_key, *below])
+        try:
+            async with self._database.transaction() as connection:
+                if not await delete_thread(connection, tenant_id, thread_id):
+                    raise _no_thread(thread_id)
+        except RunConflict as error:
+            raise Conflict(str(error), error.current_status) from None
 
     async def list_messages(
         self, thread_id: str, after: int, limit: int, *, tenant_id: str = ""

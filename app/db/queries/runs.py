@@ -1,20 +1,21 @@
-"""Runs as lists, their checkpoints, and their deletion. What an owner writes is in `app.db.fenced_write`."""
+"""Runs as lists, and their checkpoints. What an owner writes is in `app.db.fenced_write`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, all_, any_, delete, exists, literal, null, select, text
-from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.dialects.postgresql import UUID as PgUuid
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute, aliased, defer
+from sqlalchemy.orm import defer
 
-from app.db.models import Checkpoint, Interaction, Run, RunEvent, ToolExecution
+from app.db.fork import AS_OF
+from app.db.models import Checkpoint, Run
+from app.db.models import Message as MessageRow
+from app.db.rows import forked_from
 from app.engine.agent import AgentOverrides
 from app.engine.errors import RunError
 from app.engine.messages import Message
@@ -77,53 +78,12 @@ async def checkpoint(session: AsyncSession, run_id: UUID, seq: int) -> Checkpoin
     return await session.get(Checkpoint, (run_id, seq))
 
 
-async def family(session: AsyncSession, thread_key: UUID) -> list[tuple[UUID, UUID]]:
-    """The runs of a thread and all runs below them, as (run id, key of its thread)."""
-    tree = select(Run.run_id, Run.thread_key).where(Run.thread_key == thread_key).cte("tree", recursive=True)
-    tree = tree.union(select(Run.run_id, Run.thread_key).join(tree, Run.parent_run_id == tree.c.run_id))
-    rows = await session.execute(select(tree.c.run_id, tree.c.thread_key))
-    return [(row.run_id, row.thread_key) for row in rows]
-
-
-async def needed_by(session: AsyncSession, run_ids: Sequence[UUID]) -> Run | None:
-    """A run, none of these, that may have to take in how one of them ended: see `family.may_need`."""
-    parent = aliased(Run)
-    awaited = exists().where(
-        ToolExecution.run_id == parent.run_id,
-        ToolExecution.child_run_id == Run.run_id,
-        ToolExecution.outcome.is_(null()),
+async def messages_as_of(session: AsyncSession, thread_key: UUID, checkpoint: Checkpoint) -> Sequence[MessageRow]:
+    """The messages of its run's thread that the run had at a checkpoint, ascending: those that a fork takes."""
+    as_of = text(AS_OF.format(thread_key=":thread_key", message_seq=":message_seq", run_id=":run_id")).bindparams(
+        thread_key=thread_key, message_seq=checkpoint.message_seq, run_id=checkpoint.run_id
     )
-    over = [status.value for status in RunStatus if status.terminal]
-    resumable = [RunStatus.FAILED.value, RunStatus.INTERRUPTED.value]
-    found = (
-        select(parent)
-        .join(Run, Run.parent_run_id == parent.run_id)
-        .where(among(Run.run_id, run_ids), parent.run_id != all_(_array(run_ids)))
-        .where(parent.status.not_in(over) | (parent.status.in_(resumable) & awaited))
-    )
-    return await session.scalar(found.limit(1))
-
-
-async def shared_threads(session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]) -> set[UUID]:
-    """Those of the threads that also have runs other than the named ones."""
-    others = select(Run.thread_key).where(among(Run.thread_key, thread_keys), Run.run_id != all_(_array(run_ids)))
-    return set(await session.scalars(others.distinct()))
-
-
-async def delete_runs(session: AsyncSession, run_ids: Iterable[UUID]) -> None:
-    """Delete runs with their events, checkpoints, tool executions and interactions."""
-    ids = list(run_ids)
-    for table in (RunEvent, Checkpoint, ToolExecution, Interaction, Run):
-        await session.execute(delete(table).where(among(table.run_id, ids)))
-
-
-def among(column: InstrumentedAttribute[UUID], ids: Sequence[UUID]) -> ColumnElement[bool]:
-    """Whether a column is one of the ids: a single argument, however many they are."""
-    return column == any_(_array(ids))
-
-
-def _array(ids: Sequence[UUID]) -> ColumnElement[Sequence[UUID]]:
-    return literal(list(ids), ARRAY(PgUuid(as_uuid=True)))
+    return (await session.scalars(select(MessageRow).where(as_of).order_by(MessageRow.seq))).all()
 
 
 def _listed(row: Run) -> RunRecord:
@@ -164,4 +124,5 @@ def _listed(row: Run) -> RunRecord:
         agent_depth=row.agent_depth,
         agent_path=row.agent_path,
         root_run_id=str(row.root_run_id),
+        forked_from=forked_from(row.forked_from_run_id, row.forked_from_checkpoint),
     )

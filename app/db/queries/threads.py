@@ -6,17 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, delete, exists, func, insert, literal, select, text, true, update
+from sqlalchemy import Select, Text, exists, func, insert, literal, select, text, true, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PgUuid
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import Message, Run, Thread
-from app.db.queries.runs import among
-from app.engine.status import RunStatus
-
-_ACTIVE = [status.value for status in RunStatus if not status.terminal]
+from app.db.models import Message, Thread
 
 
 async def add(
@@ -36,17 +32,6 @@ async def add(
 
 async def get(session: AsyncSession, tenant_id: str, thread_id: str) -> Thread | None:
     return await session.scalar(_named(tenant_id, thread_id))
-
-
-async def lock(session: AsyncSession, tenant_id: str, thread_id: str) -> Thread | None:
-    """The thread, locked against whatever writes to it until the transaction ends."""
-    return await session.scalar(_named(tenant_id, thread_id).with_for_update())
-
-
-async def lock_all(session: AsyncSession, thread_keys: Sequence[UUID]) -> None:
-    """Lock threads, before rows of their runs are."""
-    query = select(Thread.thread_key).where(among(Thread.thread_key, thread_keys))
-    await session.execute(query.order_by(Thread.thread_key).with_for_update())
 
 
 async def page(
@@ -170,18 +155,6 @@ async def copy(
     pasted = insert(Message).from_select(["thread_key", *(column.key for column in columns)], kept)
     done = await session.execute(select(exists(select(copied))).add_cte(pasted.cte("pasted")))
     return done.scalar_one()
-
-
-async def active_status(session: AsyncSession, thread_keys: Sequence[UUID], run_ids: Sequence[UUID]) -> str | None:
-    """The status of a run that is not over, among those on the threads and those named."""
-    concerned = among(Run.thread_key, thread_keys) | among(Run.run_id, run_ids)
-    return await session.scalar(select(Run.status).where(concerned, Run.status.in_(_ACTIVE)).limit(1))
-
-
-async def delete_threads(session: AsyncSession, thread_keys: Sequence[UUID]) -> None:
-    """Delete threads with their messages; their runs are deleted apart."""
-    await session.execute(delete(Message).where(among(Message.thread_key, thread_keys)))
-    await session.execute(delete(Thread).where(among(Thread.thread_key, thread_keys)))
 
 
 def _named(tenant_id: str, thread_id: str) -> Select[Thread]:
