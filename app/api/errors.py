@@ -38,6 +38,7 @@ from app.engine.store_errors import (
     StoreError,
     StoreUnavailable,
     ThreadBusy,
+    ThreadExists,
     ToolCallNotFound,
 )
 from app.services.errors import (
@@ -147,6 +148,7 @@ CODES: Mapping[type[Exception], ProblemCode] = {
     RunConflict: ProblemCode.CONFLICT,
     LimitReached: ProblemCode.LIMIT_REACHED,
     ThreadBusy: ProblemCode.THREAD_BUSY,
+    ThreadExists: ProblemCode.CONFLICT,
     IdempotencyMismatch: ProblemCode.IDEMPOTENCY_MISMATCH,
     InteractionNotFound: ProblemCode.NOT_FOUND,
     InteractionDecided: ProblemCode.CONFLICT,

@@ -1,130 +1,70 @@
-"""The way to Postgres: one pool of plain connections for the hot path, ORM sessions for everything else."""
+"""The way to Postgres: a pool of plain connections for one use, and ORM sessions for what no run pays for."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Self
 
-import asyncpg
-from sqlalchemy.exc import DBAPIError, InterfaceError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.conflicts import CONFLICTS, TransactionUndone
+from app.db.connecting import FAILURES, NO_ANSWER, Bounds, Connection, Lent, Pool, failure, open_pool
+from app.db.pool_use import PoolUse
+from app.db.sessions import Sessions
 from app.engine.store_errors import StoreUnavailable
 
-if TYPE_CHECKING:
-    from asyncpg.pool import PoolConnectionProxy
-
-# Strings, because asyncpg's classes take parameters only in its stubs.
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
-Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-
-# What asyncpg raises when the server, the way to it, or its readiness is the trouble, and not the statement.
-UNAVAILABLE = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.QueryCanceledError,
-    asyncpg.LockNotAvailableError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InternalClientError,
-)
-
-_NO_TABLES = "the database has no tables yet; run `agent-runner migrate`"
-_NO_ANSWER = "the database does not answer; try again"
-
-ACQUIRE_TIMEOUT_S = 10.0
-STATEMENT_TIMEOUT_S = 30.0
-
-
-async def _keep(_connection: Connection) -> None:
-    """Nothing to undo when a connection goes back: no code here leaves session state, so no round trip is spent."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolUse:
-    """How many connections of a pool are in use, and how many are open and wait for use."""
-
-    pool: str
-    used: int
-    idle: int
+# How long a connection whose statement was cancelled may take to say so; then it is given up.
+RELEASE_S = 1.0
+CLOSE_S = 5.0
+ALONE = Bounds("plain", "the database", None, most=10, acquire_s=10, statement_s=30)
 
 
 class Database:
-    """Two pools over one database. `pool` is for the statements that every run pays for, `sessions` for the rest."""
+    """Plain connections of one use, within its bounds, and the sessions.
 
-    def __init__(self, pool: Pool, engine: AsyncEngine) -> None:
+    The databases of a replica (`app.db.pools.Pools`) are one database, each with plain connections of its own, so that
+    none can take those of another; they share the sessions, which are for requests.
+    """
+
+    def __init__(self, pool: Pool, bounds: Bounds, sessions: Sessions) -> None:
         self.pool = pool
-        self._engine = engine
-        self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+        self._bounds = bounds
+        self._sessions = sessions
+        self._used = 0
+        self._timeouts = 0
+        self._refused = False
 
     @classmethod
-    async def connect(cls, url: str, *, prepared: bool = True, pool_size: int = 10) -> Database:
-        """Open the pools.
+    async def connect(
+        cls, url: str, *, prepared: bool = True, bounds: Bounds = ALONE, sessions: Sessions | None = None
+    ) -> Self:
+        """Open the pool.
 
         Args:
             url: `postgresql://…`, as asyncpg understands it.
             prepared: False behind a pooler in transaction mode, which cannot keep prepared statements.
-            pool_size: the most connections of each pool.
+            bounds: of the pool.
+            sessions: shared with others; None for some of its own, within the same bounds.
 
         Raises:
             StoreUnavailable: the database cannot be reached.
         """
-        cached = 100 if prepared else 0
+        pool = await open_pool(url, bounds, prepared=prepared)
+        return cls(pool, bounds, sessions or Sessions(url, bounds, prepared=prepared))
 
-        async def connect() -> asyncpg.Connection[asyncpg.Record]:
-            return await asyncpg.connect(
-                url, timeout=ACQUIRE_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, statement_cache_size=cached
-            )
-
-        try:
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=pool_size,
-                timeout=ACQUIRE_TIMEOUT_S,
-                command_timeout=STATEMENT_TIMEOUT_S,
-                max_inactive_connection_lifetime=0,
-                reset=_keep,
-                statement_cache_size=cached,
-            )
-        except (*UNAVAILABLE, asyncpg.PostgresError) as error:
-            raise StoreUnavailable(_NO_ANSWER, error) from error
-        engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=connect,
-            pool_size=pool_size,
-            max_overflow=0,
-            pool_timeout=10,
-            pool_pre_ping=True,  # a server that was restarted is nobody's error
-        )
-        return cls(pool, engine)
-
-    def pool_use(self) -> tuple[PoolUse, PoolUse]:
-        """The use of both pools at this moment."""
-        idle = self.pool.get_idle_size()
-        sessions = self._engine.pool
-        assert isinstance(sessions, QueuePool)
-        return (
-            PoolUse("plain", self.pool.get_size() - idle, idle),
-            PoolUse("sessions", sessions.checkedout(), sessions.checkedin()),
-        )
+    def pool_use(self) -> PoolUse:
+        """What the plain connections are doing at this moment."""
+        idle, bounds = self.pool.get_idle_size(), self._bounds
+        short = self._refused and self._used >= bounds.most
+        shortage = str(bounds.exhausted()) if short else None
+        return PoolUse(bounds.name, self.pool.get_size() - idle, idle, bounds.most, self._timeouts, shortage)
 
     async def close(self) -> None:
-        await self._engine.dispose()
+        """Close the connections and the sessions: all that share those end together."""
+        await self._sessions.close()
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(CLOSE_S):
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
@@ -134,44 +74,47 @@ class Database:
         """A plain connection, each statement its own transaction.
 
         Raises:
-            StoreUnavailable: no connection within the time, or it broke.
+            PoolExhausted: none was free in time.
+            StatementTimedOut: a statement took longer than it may, and was cancelled.
             TransactionUndone: another transaction was in the way.
+            StoreUnavailable: the database cannot be reached, or the connection broke.
         """
         try:
-            async with self.pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as connection:
+            connection = await self._acquired()
+            self._used += 1
+            try:
                 yield connection
-        except CONFLICTS as error:
-            raise TransactionUndone(error) from error
-        except asyncpg.UndefinedTableError as error:
-            raise StoreUnavailable(_NO_TABLES) from error
-        except UNAVAILABLE as error:
-            raise StoreUnavailable(_NO_ANSWER, error) from error
+            finally:
+                try:
+                    await self.pool.release(connection, timeout=RELEASE_S)
+                finally:
+                    self._used -= 1
+            self._refused = False
+        except FAILURES as error:
+            raise failure(error, self._bounds) from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection]:
-        """A plain connection inside one READ COMMITTED transaction; raises as `connection` does."""
+        """A plain connection inside one READ COMMITTED transaction; raises as `connection` does, and:
+
+        Raises:
+            LockHeld: somebody else held a lock for longer than this use waits for one.
+        """
         async with self.connection() as connection, connection.transaction():
             yield connection
 
     @asynccontextmanager
     async def session(self) -> AsyncGenerator[AsyncSession]:
-        """An ORM session inside one transaction, committed at the end.
+        """An ORM session inside one transaction, committed at the end; raises as `transaction` does."""
+        async with self._sessions.session() as session:
+            yield session
 
-        Raises:
-            StoreUnavailable: the database cannot be reached or broke off.
-            TransactionUndone: another transaction was in the way.
-        """
+    async def _acquired(self) -> Lent:
         try:
-            async with self._sessions() as session, session.begin():
-                yield session
-        except (OSError, PoolTimeout, InterfaceError) as error:
-            raise StoreUnavailable(_NO_ANSWER, error) from error
-        except DBAPIError as error:
-            cause = error.orig.__cause__ if error.orig else None
-            if isinstance(cause, CONFLICTS):
-                raise TransactionUndone(cause) from error
-            if isinstance(cause, asyncpg.UndefinedTableError):
-                raise StoreUnavailable(_NO_TABLES) from error
-            if error.connection_invalidated or isinstance(cause, UNAVAILABLE):
-                raise StoreUnavailable(_NO_ANSWER, error.orig) from error
-            raise
+            return await self.pool.acquire(timeout=self._bounds.acquire_s)
+        except TimeoutError as error:
+            if self._used < self._bounds.most:
+                raise StoreUnavailable(NO_ANSWER, error) from error
+            self._timeouts += 1
+            self._refused = True
+            raise self._bounds.exhausted() from error

@@ -59,7 +59,7 @@ async def pending(url: str) -> str | None:
         OSError: The database cannot be reached.
         asyncpg.PostgresError: The database refuses the connection.
     """
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url, timeout=10, statement_cache_size=0)
     try:
         found = await current(connection)
     finally:

@@ -1,7 +1,7 @@
 """The bus between replicas: Postgres NOTIFY, with ids only, gathered, and outside of every write.
 
-One connection of its own both listens and notifies. While it is down nothing is wrong: whoever reads or owns runs asks
-the store once a second anyway.
+One connection of its own both listens and notifies. While it is down, or where it leads through a pooler in transaction
+mode and cannot listen, nothing is wrong: whoever reads or owns runs asks the store once a second anyway.
 """
 
 from __future__ import annotations
@@ -34,16 +34,19 @@ class PostgresBus(MemoryBus):
     """A `MemoryBus` that also tells the other replicas, and hears from them.
 
     Args:
-        url: a direct connection to the server; through a pooler in transaction mode LISTEN would not work.
+        url: a connection of the bus's own.
         sender: this replica's incarnation; its own messages come back and are known by it.
+        hears: False where `url` leads through a pooler in transaction mode: LISTEN would be some server connection's,
+            and what that hears nobody's. Others are still told.
 
     While `alone` is set (by whoever counts the replicas) nothing but control is told: nobody would hear.
     """
 
-    def __init__(self, url: str, sender: str) -> None:
+    def __init__(self, url: str, sender: str, *, hears: bool = True) -> None:
         super().__init__()
         self._url = url
         self._sender = sender
+        self._hears = hears
         self._outbox: dict[str, set[str]] = {}
         self._filled = asyncio.Event()
         self._watched_until: dict[str, float] = {}
@@ -57,6 +60,8 @@ class PostgresBus(MemoryBus):
         return self._task
 
     async def start(self) -> None:
+        if not self._hears:
+            log.info("event_bus_polling", hint="set DATABASE_DIRECT_URL to hear of other replicas' work at once")
         self._task = asyncio.create_task(self._serve(), name="event-bus")
 
     async def stop(self) -> None:
@@ -111,7 +116,8 @@ class PostgresBus(MemoryBus):
         closed = asyncio.Event()
         connection.add_termination_listener(lambda _: closed.set())
         try:
-            await connection.add_listener(CHANNEL, self._heard)
+            if self._hears:
+                await connection.add_listener(CHANNEL, self._heard)
             self._poke_all()  # what was said while nobody listened
             self._outbox.setdefault(QUEUED, set()).add("")  # whoever thinks that it is alone hears of this replica
             self._filled.set()

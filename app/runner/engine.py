@@ -24,11 +24,11 @@ from app.services.errors import Conflict
 from app.services.run_control import RunControl
 from app.telemetry.logs import get_logger
 from app.tools.registry import ToolRegistry
+from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import DeltaGatherer
 from app.worker.driver import DriverPorts
 from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
-from app.worker.worker import ClaimLoop
 
 AskPerson = Callable[[InteractionRecord], Awaitable[Answer] | Answer]
 

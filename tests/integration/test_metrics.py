@@ -61,7 +61,7 @@ async def test_a_run_is_seen_in_the_numbers(settings: Settings) -> None:
     called = {"gen_ai_tool_name": "calculate", "outcome": "success"}
     assert seen.value("agent_runner_tool_duration_seconds_count", **called) == 1
     assert seen.value("agent_runner_runs_under_way") == 0
-    assert seen.value("agent_runner_db_connections", pool="plain") >= 1
+    assert seen.value("agent_runner_db_connections", pool="execution") >= 1
 
 
 async def test_a_run_that_its_caller_ends_is_counted_once(settings: Settings) -> None:
