@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 from app.db.database import Database
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
+from app.db.pools import Pools, PoolSizes
 from app.engine.limits import SERVICE_LIMITS
 from app.engine.policy import PolicyEngine
 from app.engine.store_errors import StoreError, StoreUnavailable
@@ -26,6 +27,7 @@ from app.services.container import Services
 from app.services.errors import ServiceError
 from app.services.event_stream import EventStreams
 from app.services.family_stream import FamilyStreams
+from app.services.forks import ForkService
 from app.services.health import Health
 from app.services.interactions import InteractionService
 from app.services.policy_modules import load_policy_modules
@@ -39,18 +41,20 @@ from app.telemetry.metrics import Labels, Metrics
 from app.tools.metered import MeteredTools
 from app.tools.operator_tools import operator_registry
 from app.tools.registry import ToolRegistry
-from app.worker.deltas import DeltaGatherer
+from app.worker.claim_loop import ClaimLoop
+from app.worker.deltas import UNHEARD_EVERY_S, UNWATCHED_EVERY_S, DeltaGatherer
 from app.worker.driver import DriverPorts
 from app.worker.executor import LocalExecutor
 from app.worker.lease import Lease
+from app.worker.sweeper import Retention, Sweeper
 from app.worker.watch import Watch
-from app.worker.worker import ClaimLoop, Worker
+from app.worker.worker import Worker
 
 MAX_BODY_BYTES = 1024 * 1024
 MIGRATIONS_LOOK_S = 1.0
 _CAPABILITIES = (
     "runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency", "interactions", "subagents",
-    "policy", "caller_tools", "http_tools", "mcp", "sandboxes",
+    "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork",
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -59,36 +63,53 @@ log = get_logger(__name__)
 class Replica:
     """The parts of one replica. `running_replica` makes, starts and stops it."""
 
-    def __init__(self, settings: Settings, database: Database, tools: ToolRegistry, policy: PolicyEngine) -> None:
+    def __init__(self, settings: Settings, pools: Pools, tools: ToolRegistry, policy: PolicyEngine) -> None:
         owner = str(uuid7())
         direct_url = settings.database_direct_url or settings.database_url
         config = _model_config(settings)
         self._settings = settings
-        self._database = database
         self._tools = tools
         metrics = Metrics()
         self._models = build_model_client(config, metrics=metrics)
-        self._bus = PostgresBus(direct_url, owner)
-        store = MeteredRunStore(database, metrics)
-        self._deltas = DeltaGatherer(store, self._bus, time.monotonic)
+        hears = settings.database_prepared or bool(settings.database_direct_url)
+        self._bus = PostgresBus(direct_url, owner, hears=hears)
+        store = MeteredRunStore(pools.execution, metrics)
+        unread_s = UNWATCHED_EVERY_S if hears else UNHEARD_EVERY_S
+        self._deltas = DeltaGatherer(store, self._bus, time.monotonic, unread_s)
         metered_tools = MeteredTools(tools, metrics)
         ports = DriverPorts(store, self._models, metered_tools, self._bus, self._deltas, time.monotonic, policy)
         executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
         executor.accepting = False
-        claim_loop = ClaimLoop(store, executor, self._bus)
+        claim_loop = ClaimLoop(store, executor, self._bus, lambda: pools.execution.pool_use().exhausted)
         lease = Lease(direct_url, owner, settings.lease_s, self._peers_counted)
         self._watch = Watch()
         self._worker = Worker(
-            database, store, executor, self._bus, claim_loop, lease, settings.lease_s, metrics, self._watch
+            pools.execution,
+            store,
+            executor,
+            self._bus,
+            claim_loop,
+            lease,
+            metrics,
+            self._watch,
+            Sweeper(pools.execution, owner, _retention(settings), metrics),
+            lease_s=settings.lease_s,
+            step_deadline_s=settings.step_deadline_s,
         )
-        _add_gauges(metrics, database, executor, self._bus)
+        _add_gauges(metrics, pools, executor, self._bus)
+        metrics.gauge(
+            "agent_runner.runs.stalled",
+            "Runs under way here without progress for STEP_DEADLINE_S.",
+            lambda: [(self._worker.stalled, {})],
+        )
         self._bus.on_control(executor.signal)
         self._bus.on_wake(executor.wake)
         self._bus.on_watched(self._deltas.noticed)
-        self._agents = agent_service(settings, database, tools)
+        self._agents = agent_service(settings, pools.api, tools)
+        api_store = MeteredRunStore(pools.api, metrics)
         runs = RunService(
-            database,
-            store,
+            pools.api,
+            api_store,
             self._agents,
             tools,
             policy,
@@ -100,14 +121,22 @@ class Replica:
         self._draining: asyncio.Task[None] | None = None
         self.services = Services(
             runs=runs,
-            run_queries=RunQueries(database),
-            interactions=InteractionService(database, self._agents, tools, runs),
-            streams=EventStreams(database, self._bus),
-            family_streams=FamilyStreams(database, self._bus),
-            threads=ThreadService(database),
+            run_queries=RunQueries(pools.api),
+            forks=ForkService(api_store, self._agents, runs),
+            interactions=InteractionService(pools.api, self._agents, tools, runs),
+            streams=EventStreams(pools.streams, self._bus),
+            family_streams=FamilyStreams(pools.streams, self._bus),
+            threads=ThreadService(pools.api),
             agents=self._agents,
             tools=ToolCatalogue(tools, tools.mcp),
-            health=Health(database, lambda: executor.accepting, lambda: self._watch.problem, _about(settings, config)),
+            health=Health(
+                pools.readiness,
+                lambda: self.draining,
+                lambda: executor.accepting,
+                lambda: self._watch.problem,
+                pools.shortage,
+                _about(settings, config),
+            ),
             metrics=metrics,
         )
 
@@ -123,17 +152,28 @@ class Replica:
         self._watch.over(self._deltas.start())
         await self._worker.start()
 
+    @property
+    def draining(self) -> bool:
+        return self._draining is not None
+
     def drain(self) -> asyncio.Task[None]:
-        """Begin to stop, once: no new runs, those under way go back to the queue at their next commit."""
+        """Begin to stop, once; requests can be answered until `stop`, and runs that they create are for others.
+
+        Streams end, whoever waits for a run is sent elsewhere, and runs under way go back to the queue.
+
+        Returns:
+            the task that ends when no run is under way here any more, within SHUTDOWN_GRACE_S.
+        """
         if self._draining is None:
             self.services.runs.close()
             self._bus.close_readers()
-            stopping = self._worker.stop(self._settings.shutdown_grace_s)
-            self._draining = asyncio.create_task(stopping, name="drain")
+            draining = self._worker.drain(self._settings.shutdown_grace_s)
+            self._draining = asyncio.create_task(draining, name="drain")
         return self._draining
 
     async def stop(self) -> None:
         await self.drain()
+        await self._worker.stop()
         await self._deltas.stop()
         await self._models.aclose()
         await self._tools.aclose()
@@ -147,15 +187,20 @@ async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
     """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`."""
     tools = load_tools(settings)
     policy = load_policy_modules(settings.policy_modules)
-    database = await Database.connect(settings.database_url, prepared=settings.database_prepared)
+    sizes = PoolSizes(
+        execution=settings.database_execution_connections,
+        api=settings.database_api_connections,
+        streams=settings.database_stream_connections,
+    )
+    pools = await Pools.open(settings.database_url, sizes, prepared=settings.database_prepared)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(database.close)
-        replica = Replica(settings, database, tools, policy)
+        stack.push_async_callback(pools.close)
+        replica = Replica(settings, pools, tools, policy)
         stack.push_async_callback(replica.stop)
-        if await _migrations_missing(database) is None:
+        if await _migrations_missing(pools.readiness) is None:
             await replica.start()
         else:
-            waiting = asyncio.create_task(_start_when_migrated(replica, database), name="wait-for-migrations")
+            waiting = asyncio.create_task(_start_when_migrated(replica, pools.readiness), name="wait-for-migrations")
             stack.callback(waiting.cancel)
         yield replica
 
@@ -191,6 +236,8 @@ async def _start_when_migrated(replica: Replica, database: Database) -> None:
     log.warning("migrations_missing", hint="run `agent-runner migrate`; this replica starts to work after it")
     while await _still_missing(database):  # noqa: ASYNC110 - the database tells nobody
         await asyncio.sleep(MIGRATIONS_LOOK_S)
+    if replica.draining:
+        return
     try:
         await replica.start()
     except (StoreError, ServiceError) as error:
@@ -218,9 +265,18 @@ def _model_config(settings: Settings) -> ModelConfig:
     )
 
 
-def _add_gauges(metrics: Metrics, database: Database, executor: LocalExecutor, bus: MemoryBus) -> None:
+def _retention(settings: Settings) -> Retention:
+    return Retention(
+        runs_days=settings.retain_runs_days,
+        events_days=settings.retain_events_days,
+        checkpoints_days=settings.retain_checkpoints_days,
+        deltas_days=settings.retain_deltas_days,
+    )
+
+
+def _add_gauges(metrics: Metrics, pools: Pools, executor: LocalExecutor, bus: MemoryBus) -> None:
     def connections() -> Iterator[tuple[int, Labels]]:
-        for use in database.pool_use():
+        for use in pools.use():
             yield use.used, {"pool": use.pool, "state": "used"}
             yield use.idle, {"pool": use.pool, "state": "idle"}
 
@@ -235,6 +291,11 @@ def _add_gauges(metrics: Metrics, database: Database, executor: LocalExecutor, b
         lambda: [(bus.subscribers(), {})],
     )
     metrics.gauge("agent_runner.db.connections", "Open database connections, by pool and state.", connections)
+    metrics.counter(
+        "agent_runner.db.acquire_timeouts",
+        "How often none of a pool's connections was free in time.",
+        lambda: [(use.timeouts, {"pool": use.pool}) for use in pools.use()],
+    )
 
 
 def _about(settings: Settings, config: ModelConfig) -> dict[str, Any]:

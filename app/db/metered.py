@@ -32,10 +32,12 @@ class MeteredRunStore(PostgresRunStore):
             self._created(one)
         return created, replayed
 
-    async def claim(self, owner: str, limit: int) -> list[Claim]:
-        claims = await super().claim(owner, limit)
+    async def claim(self, owner: str, limit: int, *, suspect: bool = False) -> list[Claim]:
+        claims = await super().claim(owner, limit, suspect=suspect)
         if claims:
             self._metrics.runs_claimed(len(claims))
+        for claim in claims:
+            self._metrics.run_waited(claim.waited_s)
         return claims
 
     async def commit(self, fence: Fence, thread_key: str, write: Write) -> Committed | Woken | None:

@@ -10,13 +10,15 @@ from typing import TypeVar
 import asyncpg
 
 from app.db import claims, interactions, keys, reading, results, steering
-from app.db.conflicts import TransactionUndone
+from app.db.conflicts import NotNow, TransactionUndone
 from app.db.create import create_run
 from app.db.database import Connection, Database
 from app.db.deltas import append_again, append_deltas
 from app.db.expiry import expire, in_transaction
 from app.db.fenced_write import FencedWrite
+from app.db.fork import Fork, ForkRequest
 from app.db.owner_commit import send_with_others, stands_alone, why_not
+from app.db.ready_queue import ReadyQueue
 from app.db.stimuli import read_stimuli
 from app.engine.agent import AgentVersion
 from app.engine.errors import RunError
@@ -56,6 +58,8 @@ from app.engine.store_errors import (
 # How long an owner's write is sent again after the connection broke under it; below two thirds of the shortest lease.
 COMMIT_TRIES = 12
 COMMIT_PAUSE_S = 0.1
+# How often a create, for which a caller waits, bears a broken connection.
+CREATE_BREAKS = 2
 LONGEST_PAUSE_S = 1.0
 
 _T = TypeVar("_T")
@@ -67,6 +71,7 @@ class PostgresRunStore:
     def __init__(self, database: Database, defaults: RunLimits = SERVICE_LIMITS) -> None:
         self._database = database
         self._defaults = defaults
+        self._queue = ReadyQueue()
 
     # --- creating -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +108,24 @@ class PostgresRunStore:
 
         return await self._in_transaction(work)
 
+    async def fork(self, request: ForkRequest) -> Created:
+        """Create a run, queued, on a new thread that begins with messages of another run's: both or neither.
+
+        Where the connection breaks, the same fork is sent again; it is made once.
+
+        Raises:
+            RunNotFound: there is no run to fork.
+            ThreadExists: the thread that it is to have is there.
+            AgentChanged, IdempotencyMismatch: as `create`; and whatever `request.plan` raises.
+        """
+        fork = Fork(request)
+
+        async def send(_again: bool) -> Created:
+            async with self._database.transaction() as connection:
+                return await fork.send(connection)
+
+        return await _until_answered(send, breaks=CREATE_BREAKS)
+
     async def _create_surely(self, new: NewRun, owner: str | None) -> Created:
         """One statement outside a transaction, sent again with the same id where the answer was lost."""
         for attempt in range(1, COMMIT_TRIES + 1):
@@ -112,7 +135,8 @@ class PostgresRunStore:
             except asyncpg.UniqueViolationError:
                 return await self._created_before(new)
             except StoreUnavailable as error:
-                if attempt == COMMIT_TRIES or (not isinstance(error, TransactionUndone) and attempt > 2):
+                broke = not isinstance(error, TransactionUndone)
+                if attempt == COMMIT_TRIES or isinstance(error, NotNow) or (broke and attempt > CREATE_BREAKS):
                     raise
                 await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
         raise AssertionError("unreachable")
@@ -168,9 +192,9 @@ class PostgresRunStore:
 
     # --- owning -------------------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, limit: int) -> list[Claim]:
+    async def claim(self, owner: str, limit: int, *, suspect: bool = False) -> list[Claim]:
         async with self._database.connection() as connection:
-            return await claims.claim_runs(connection, owner, limit)
+            return await self._queue.claim(connection, owner, limit, suspect=suspect)
 
     async def load(self, run_id: str) -> Loaded:
         async with self._database.connection() as connection:
@@ -294,15 +318,22 @@ async def _earlier(connection: Connection, new: NewRun, key: IdempotencyKey) -> 
     return Created(await reading.get_run(connection, run_ids[0], with_tools=True), replayed=True)
 
 
-async def _until_answered(send: Callable[[bool], Awaitable[_T]]) -> _T:
-    """Send an owner's write until the database answers; `send` is told if an earlier sending may have taken place."""
+async def _until_answered(send: Callable[[bool], Awaitable[_T]], breaks: int = COMMIT_TRIES) -> _T:
+    """Send a write until the database answers, over so many broken connections at most.
+
+    Args:
+        send: is told if an earlier sending may have taken place.
+    """
     again = False
     for attempt in range(1, COMMIT_TRIES + 1):
         try:
             return await send(again)
         except StoreUnavailable as error:
-            if attempt == COMMIT_TRIES:
+            undone = isinstance(error, TransactionUndone)
+            if attempt == COMMIT_TRIES or (not undone and attempt > breaks):
                 raise
-            again = again or not isinstance(error, TransactionUndone)  # undone as a whole: nothing is ambiguous
+            if breaks < COMMIT_TRIES and isinstance(error, NotNow):
+                raise  # a caller waits, who can come again
+            again = again or not undone  # undone as a whole: nothing is ambiguous
         await asyncio.sleep(min(COMMIT_PAUSE_S * attempt, LONGEST_PAUSE_S))
     raise AssertionError("unreachable")

@@ -74,6 +74,7 @@ class WarningCode(StrEnum):
     TOOL_OUTCOME_UNKNOWN = "tool_outcome_unknown"
     USAGE_ESTIMATED = "usage_estimated"
     PRICE_UNKNOWN = "price_unknown"
+    STEP_STALLED = "step_stalled"
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,12 @@ class RunStore(Protocol):
         """
         ...
 
-    async def claim(self, owner: str, limit: int) -> list[Claim]:
-        """Claim up to `limit` ready queued runs, oldest first."""
+    async def claim(self, owner: str, limit: int, *, suspect: bool = False) -> list[Claim]:
+        """Claim up to `limit` ready queued runs, oldest first.
+
+        Args:
+            suspect: whether one run may be among them whose next crash ends it; the others are left out.
+        """
         ...
 
     async def load(self, run_id: str) -> Loaded: ...

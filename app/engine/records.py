@@ -74,12 +74,22 @@ class Lineage:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkedFrom:
+    """Which run a run was forked from, and where; `checkpoint_id` is None if that run had not begun."""
+
+    run_id: str
+    checkpoint_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class NewRun:
     """A run to create. All ids are made by the caller, so that a create can be sent twice and happen once.
 
     Args:
         thread_key: the thread's key if this create makes the thread.
+        input: what joins the thread with the run's first write; empty where the run goes on from what is there.
         lineage: of a child run; None for a run that a caller creates.
+        forked_from: of a fork.
         opening: given when the whole first write is known beforehand (a thread that surely is new); it is used only if
             the create also claims.
         agent_check: the stored agent's name if the run must fail with `AgentChanged` when `agent.version_id` is no
@@ -103,6 +113,7 @@ class NewRun:
     idempotency: IdempotencyKey | None = None
     opening: Opening | None = None
     lineage: Lineage | None = None
+    forked_from: ForkedFrom | None = None
 
     @property
     def identity(self) -> RunIdentity:
@@ -132,6 +143,8 @@ class Claim:
         opened: whether the opening is committed already, so that the attempt starts at performing its first action.
         message_seq: the last message of the thread that the opening committed; 0 if not opened.
         wakes: how many stimuli the run had had when it was claimed.
+        suspect: whether its next crash ends it.
+        waited_s: seconds from when it was ready to when it was claimed from the queue.
     """
 
     fence: Fence
@@ -140,6 +153,8 @@ class Claim:
     opened: bool = False
     message_seq: int = 0
     wakes: int = 0
+    suspect: bool = False
+    waited_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,6 +432,7 @@ class RunRecord:
     agent_depth: int = 0
     agent_path: str = ""
     root_run_id: str = ""
+    forked_from: ForkedFrom | None = None
     tool_executions: tuple[ToolExecution, ...] | None = None
     subagent_executions: tuple[SubagentExecution, ...] | None = None
 

@@ -23,6 +23,7 @@ OTHER = "other"
 
 _CALL_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _RUN_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0, 2500.0)
+_WAIT_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _TOKENS = tuple(4.0**power for power in range(14))
 
 Labels: TypeAlias = Mapping[str, str]
@@ -78,6 +79,18 @@ class Metrics:
             "Tool calls, by outcome, and how long they took.",
             explicit_bucket_boundaries_advisory=_CALL_SECONDS,
         )
+        self._queue_wait = meter.create_histogram(
+            "agent_runner.queue.wait",
+            "s",
+            "How long runs had been ready when this replica took them from the queue.",
+            explicit_bucket_boundaries_advisory=_WAIT_SECONDS,
+        )
+        self._loop_lag = meter.create_histogram(
+            "agent_runner.loop.lag",
+            "s",
+            "By how much this replica's event loop was late, measured about twice a second.",
+            explicit_bucket_boundaries_advisory=_WAIT_SECONDS,
+        )
         self._statuses = _LabelSets(lambda status: {"status": status}, most_names)
         self._models = _LabelSets(_ModelLabels.of, most_names)
         self._tools = _LabelSets(_tool_labels, most_names)
@@ -90,6 +103,14 @@ class Metrics:
 
     def runs_claimed(self, count: int) -> None:
         self._claimed += count
+
+    def run_waited(self, seconds: float) -> None:
+        """A run was claimed from the queue so long after it was ready."""
+        self._queue_wait.record(seconds)
+
+    def loop_lagged(self, seconds: float) -> None:
+        """The event loop was late by so much; 0 counts as well."""
+        self._loop_lag.record(seconds)
 
     def runs_recovered(self, count: int) -> None:
         self._recovered += count
@@ -128,28 +149,29 @@ class Metrics:
 
     def _add_counters(self) -> None:
         """What is only added up is added up here, and read like a gauge: recording it costs many times as much."""
-        self._counter(
+        self.counter(
             "agent_runner.runs.claimed",
             "Runs that this replica took, as they were created or from the queue.",
             lambda: [(self._claimed, {})],
         )
-        self._counter(
+        self.counter(
             "agent_runner.runs.recovered",
             "Runs of dead replicas that this one put back into the queue.",
             lambda: [(self._recovered, {})],
         )
-        self._counter(
+        self.counter(
             "agent_runner.lease.losses",
             "How often this replica let go of all runs for want of a lease.",
             lambda: [(self._leases_lost, {})],
         )
-        self._counter(
+        self.counter(
             "agent_runner.model.cost_usd",
             "What model calls of known price cost, in US dollars.",
             lambda: [(labels.cost_usd, labels.model) for labels in self._models.all() if labels.cost_usd > 0],
         )
 
-    def _counter(self, name: str, description: str, read: Read) -> None:
+    def counter(self, name: str, description: str, read: Read) -> None:
+        """A number that only grows; `read` is called whenever the metrics are."""
         self._meter.create_observable_counter(name, [_observing(read)], description=description)
 
 

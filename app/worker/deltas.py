@@ -1,7 +1,8 @@
 """Deltas on their way to the log: gathered per run, written for several runs at once.
 
 The first delta that someone waits for goes at once. After that a run has at most one delta write in flight, every
-40 ms while anyone reads it and every second while nobody does.
+40 ms while anyone reads it and every second while nobody does; or twice a second where it cannot be known whether
+anyone does.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from app.telemetry.logs import get_logger
 
 WATCHED_EVERY_S = 0.040
 UNWATCHED_EVERY_S = 1.0
+UNHEARD_EVERY_S = 0.5
 RUNS_PER_WRITE = 200
 
 log = get_logger(__name__)
@@ -62,6 +64,11 @@ class DeltaLog:
         """Append a fact that is told as deltas are: soon, and in its place among them."""
         self._pieces.append(_Piece(fact.type, ("", ""), [], fact))
 
+    @property
+    def pending(self) -> bool:
+        """Whether there is something that is not yet on its way."""
+        return bool(self._pieces)
+
     def take(self) -> tuple[Event, ...]:
         """All that is not yet on its way, as events."""
         pieces, self._pieces = self._pieces, []
@@ -79,12 +86,23 @@ class DeltaLog:
 
 
 class DeltaGatherer:
-    """Writes the deltas of all runs of a replica, one statement at a time."""
+    """Writes the deltas of all runs of a replica, one statement at a time.
 
-    def __init__(self, store: RunStore, bus: EventBus, clock: Callable[[], float]) -> None:
+    Args:
+        unwatched_every_s: how long deltas of a run wait that nobody reads, as far as the bus knows.
+    """
+
+    def __init__(
+        self,
+        store: RunStore,
+        bus: EventBus,
+        clock: Callable[[], float],
+        unwatched_every_s: float = UNWATCHED_EVERY_S,
+    ) -> None:
         self._store = store
         self._bus = bus
         self._clock = clock
+        self._unwatched_every_s = unwatched_every_s
         self._dirty: dict[str, DeltaLog] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -133,7 +151,7 @@ class DeltaGatherer:
     def _due_at(self, deltas: DeltaLog) -> float:
         if self._bus.watched(deltas.identity.run_id):
             return max(deltas.since, deltas.written_at + WATCHED_EVERY_S)
-        return deltas.since + UNWATCHED_EVERY_S
+        return deltas.since + self._unwatched_every_s
 
     async def _write(self, due: list[DeltaLog]) -> None:
         loop = asyncio.get_running_loop()

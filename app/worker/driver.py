@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, assert_never
 
 from uuid_utils.compat import uuid7
@@ -23,13 +23,13 @@ from app.engine.delegation import delegate_specs
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType, RunIdentity, WarningCode
 from app.engine.limits import LimitCode
-from app.engine.messages import Message, ThreadMessage
+from app.engine.messages import Message
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.model_request import build_request
-from app.engine.moves import CallMove, Stimuli, moves_of
+from app.engine.moves import CallMove, moves_of
 from app.engine.policy import PolicyEngine
 from app.engine.ports import EventBus, RunStore
-from app.engine.records import Claim, Committed, Fence, RunRecord, Woken, Write
+from app.engine.records import Committed, Fence, Woken, Write
 from app.engine.scope import Scope
 from app.engine.state import OpenCall, RunState, finished
 from app.engine.status import RunStatus
@@ -37,8 +37,10 @@ from app.engine.tools import ToolInvocation, ToolPort, ToolSpec
 from app.engine.transition import Transition
 from app.event_bus.announce import announce_stimulated, announce_stopped
 from app.worker.deltas import DeltaGatherer, DeltaLog
+from app.worker.invocation import invocation_of
 from app.worker.model_call import ModelCaller
 from app.worker.owner_write import Position, note_write, step_write
+from app.worker.start import Start
 from app.worker.tool_batch import ToolBatch
 
 
@@ -59,47 +61,26 @@ class DriverPorts:
     policy: PolicyEngine
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Where a driver begins.
+class RunDriver:
+    """One attempt at one run.
 
     Args:
-        opened: whether the attempt's first write is committed.
-        messages: the thread as it is, the run's input included if `joined`.
-        message_seq: the last message of the thread that is among them.
-        now: the store's time.
-        stimuli: what others have stored for the run's open step.
-        elapsed_s: active seconds of earlier attempts; `wall_from_s` of them do not count against the limit.
-        first_events: what the attempt's first write begins with, if it is not opened.
+        on_lost: called when deltas find that the run is another's now.
+        on_step_closed: called when a step was committed.
     """
 
-    claim: Claim
-    run: RunRecord
-    agent: ResolvedAgent
-    state: RunState
-    messages: tuple[ThreadMessage, ...]
-    message_seq: int
-    opened: bool
-    joined: bool
-    now: datetime
-    stimuli: Stimuli
-    elapsed_s: float = 0.0
-    wall_from_s: float = 0.0
-    first_events: tuple[Event, ...] = ()
-
-
-class RunDriver:
-    """One attempt at one run."""
-
-    def __init__(self, ports: DriverPorts, start: Start, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, ports: DriverPorts, start: Start, *, on_lost: Callable[[], None], on_step_closed: Callable[[], None]
+    ) -> None:
         self._ports = ports
         self._start = start
-        self._run: RunIdentity = start.run.identity
+        self._on_step_closed = on_step_closed
+        self.run: RunIdentity = start.run.identity
         self._agent: ResolvedAgent = start.agent
         self._state = start.state
         self._messages: list[Message] = [entry.message for entry in start.messages]
         self._used_ids = {
-            call.id for entry in start.messages if entry.run_id == self._run.run_id for call in entry.message.tool_calls
+            call.id for entry in start.messages if entry.run_id == self.run.run_id for call in entry.message.tool_calls
         }
         self._message_seq = start.message_seq
         self._last_seq = start.run.last_event_seq
@@ -107,14 +88,15 @@ class RunDriver:
         self._wakes = start.stimuli.wakes
         self._request: ModelRequest | None = None
         self._stopping = False
+        self._writing = False  # then the fence is the driver's, and the gatherer must not use it
         self.failure: RunError | None = None
         self._began_at = ports.clock()
         self._loop = asyncio.get_running_loop()
-        self._deltas = DeltaLog(self._run, start.claim.fence, on_lost)
+        self._deltas = DeltaLog(self.run, start.claim.fence, on_lost)
         self._caller = ModelCaller(ports.models, ports.deltas, self._deltas, self._restart_step, ports.clock)
         tools = ports.tools.for_agent(start.agent.toolbox)
         context = {**start.agent.definition.context_defaults, **start.run.context}
-        self._scope = Scope(start.agent, self._run, context, tools, start.now, _new_id, ports.policy)
+        self._scope = Scope(start.agent, self.run, context, tools, start.now, _new_id, ports.policy)
         self._now_at = self._began_at
         self._batch = ToolBatch(tools, self._invocation)
         self._tools: tuple[ToolSpec, ...] = ()
@@ -136,6 +118,28 @@ class RunDriver:
         finally:
             self._batch.cancel()
             self._ports.deltas.forget(self._deltas)
+
+    @property
+    def state(self) -> RunState:
+        """As last committed; a new object whenever the run has moved on."""
+        return self._state
+
+    @property
+    def write_no(self) -> int:
+        """Grows with every write of the run, deltas and the progress of tools included."""
+        return self._deltas.fence.write_no
+
+    @property
+    def doing(self) -> str:
+        """What is under way: `model`, or the names of the tools."""
+        names = [call.call.name for call in self._state.open_calls() if self._batch.under_way(call.index)]
+        return ", ".join(names) or "model"
+
+    def note_stall(self, doing: str, seconds: float) -> None:
+        """Put a warning into the log that the step has made no progress for so long; it goes on."""
+        data = {"code": WarningCode.STEP_STALLED, "seconds": round(seconds, 1), "doing": doing}
+        said = f"the step has made no progress for {seconds:.0f} s ({doing})"
+        self._tell(Event(EventType.WARNING, self._state.step, data, message=said))
 
     def stop_at_next_commit(self) -> None:
         """Release the run when it next stands before a model call; no tool under way is abandoned for it."""
@@ -247,7 +251,7 @@ class RunDriver:
                 return CallsMoved(moves)
 
     async def _stored_moves(self) -> tuple[CallMove, ...]:
-        stimuli = await self._ports.store.stimuli(self._run.run_id)
+        stimuli = await self._ports.store.stimuli(self.run.run_id)
         self._wakes = stimuli.wakes
         return moves_of(self._state, stimuli)
 
@@ -280,7 +284,7 @@ class RunDriver:
         if committed.status is not RunStatus.PAUSED:
             return action
         if write.children:  # they began although a pause was asked for: it is theirs as well
-            announce_stopped(self._ports.bus, await self._ports.store.pause(self._run.run_id))
+            announce_stopped(self._ports.bus, await self._ports.store.pause(self.run.run_id))
         return RunStatus.PAUSED
 
     def _prepare_request(self, transition: Transition, action: Action) -> int:
@@ -304,8 +308,10 @@ class RunDriver:
     async def _commit(self, fence: Fence, write: Write) -> Committed | Woken:
         committed = await self._ports.store.commit(fence, self._start.claim.thread_key, write)
         if committed is None:
-            raise LostRun(self._run.run_id)
+            raise LostRun(self.run.run_id)
         if isinstance(committed, Committed):
+            if write.step_closed:
+                self._on_step_closed()
             await self._committed(committed, (*write.start, *write.messages))
             if write.children:
                 self._ports.bus.queued()
@@ -313,16 +319,20 @@ class RunDriver:
 
     async def _take_over(self) -> tuple[Fence, tuple[Event, ...]]:
         """The fence, and the deltas that go first in the next write: nothing of this run is in flight any more."""
+        self._writing = True
         fence = await self._deltas.settle()
         self._ports.deltas.forget(self._deltas)
         return fence, self._deltas.take()
 
     async def _committed(self, committed: Committed, added: tuple[Message, ...]) -> None:
         self._deltas.fence = committed.fence
+        self._writing = False
+        if self._deltas.pending and committed.status is RunStatus.RUNNING:  # told while the write was under way
+            self._ports.deltas.touched(self._deltas)
         self._last_seq = committed.events[-1].seq
         self._scope = replace(self._scope, now=committed.events[-1].created_at)
         self._now_at = self._ports.clock()
-        self._ports.bus.publish(self._run.run_id, committed.events)
+        self._ports.bus.publish(self.run.run_id, committed.events)
         for stopped in committed.stopped:
             announce_stopped(self._ports.bus, stopped)
         if committed.promoted is not None:
@@ -359,7 +369,6 @@ class RunDriver:
         return build_request(self._agent, self._start.run.context, messages, self._tools)
 
     def _invocation(self, call: OpenCall) -> ToolInvocation:
-        run, settings = self._start.run, self._agent.definition
         step, call_id = self._state.step, call.call.id
 
         def progress(message: str, data: Any) -> None:
@@ -367,27 +376,17 @@ class RunDriver:
             with suppress(RuntimeError):  # the loop is gone: so is whoever could be told
                 self._loop.call_soon_threadsafe(self._note, call.index, event)
 
-        return ToolInvocation(
-            run_id=self._run.run_id,
-            thread_id=self._run.thread_id,
-            agent_name=self._run.agent_name,
-            tool_call_id=call_id,
-            tool_name=call.call.name,
-            arguments=call.final_arguments,
-            idempotency_key=f"{self._run.run_id}:{step}:{call.index}",
-            context=run.context,
-            metadata=run.metadata,
-            allowed_tools=self._allowed_tools,
-            output_max_chars=settings.tool_output_max_chars,
-            sanitize=settings.sanitize_tool_output,
-            sandbox=settings.sandbox,
-            progress=progress,
-        )
+        run, agent = self._start.run, self._agent.definition
+        return invocation_of(call, step, run, agent, self._allowed_tools, progress)
 
     def _note(self, index: int, event: Event) -> None:
         """Put a fact about a call under way into the log; calls that have ended have nothing more to say."""
         if self._batch.under_way(index) and event.step == self._state.step:
-            self._deltas.note(event)
+            self._tell(event)
+
+    def _tell(self, fact: Event) -> None:
+        self._deltas.note(fact)
+        if not self._writing:
             self._ports.deltas.touched(self._deltas)
 
     def _elapsed(self) -> float:

@@ -20,7 +20,8 @@ from app.engine.status import RunStatus
 from app.engine.store_errors import DamagedCheckpoint, StoreError, reason_of
 from app.event_bus.announce import announce_stopped
 from app.telemetry.logs import get_logger
-from app.worker.driver import DriverPorts, LostRun, RunDriver, Start
+from app.worker.driver import DriverPorts, LostRun, RunDriver
+from app.worker.start import Start
 
 # How often, and how much later each time, a run is left to a replica that has the tools which this one lacks.
 LACKING_ATTEMPTS = 12
@@ -37,6 +38,7 @@ class _Task:
         self.driver: RunDriver | None = None
         self.task: asyncio.Task[None] | None = None
         self.releasing = False
+        self.suspect = claim.suspect
 
 
 class LocalExecutor:
@@ -45,7 +47,6 @@ class LocalExecutor:
     Args:
         owner: this replica's incarnation.
         max_runs: how many runs may be under way at once.
-        on_idle_slot: called when a run has ended, so that another can be claimed.
     """
 
     def __init__(self, ports: DriverPorts, owner: str, *, max_runs: int, defaults: RunLimits = SERVICE_LIMITS) -> None:
@@ -56,6 +57,9 @@ class LocalExecutor:
         self._tasks: dict[str, _Task] = {}
         self._on_free: list[Callable[[], None]] = []
         self.accepting = True
+        self._draining = False
+        # While its loop cannot keep up, a replica takes no more runs.
+        self.late = False
         # Runs whose task ended by a defect: unlike those that were let go of, they count as crashed.
         self.crashed: set[str] = set()
 
@@ -65,7 +69,12 @@ class LocalExecutor:
 
     @property
     def free_slots(self) -> int:
-        return self._max_runs - len(self._tasks) if self.accepting else 0
+        return self._max_runs - len(self._tasks) if self.accepting and not self.late else 0
+
+    @property
+    def holds_suspect(self) -> bool:
+        """Whether a run is under way whose next crash ends it, and which has not closed a step here."""
+        return any(entry.suspect for entry in self._tasks.values())
 
     def has_room(self) -> bool:
         return self.free_slots > 0
@@ -74,7 +83,12 @@ class LocalExecutor:
         """The runs of this replica, each with the epoch of its claim."""
         return {run_id: entry.claim.fence.epoch for run_id, entry in self._tasks.items()}
 
+    def drivers(self) -> dict[str, RunDriver]:
+        """What drives the runs of this replica, as far as they are loaded."""
+        return {run_id: entry.driver for run_id, entry in self._tasks.items() if entry.driver is not None}
+
     def on_free(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when a run has ended, or a suspect is none any more: another can be claimed then."""
         self._on_free.append(callback)
 
     def start(self, claim: Claim, created: RunRecord, agent: AgentVersion) -> None:
@@ -123,15 +137,23 @@ class LocalExecutor:
             self.signal(run_id, epoch + 1)
 
     async def drain(self, grace_s: float) -> None:
-        """Take no more runs; release each at its next commit, or as far as it comes in `grace_s` seconds."""
+        """Take no more runs; release each at its next commit, or as far as it comes in `grace_s` seconds.
+
+        A run that was claimed just before is released too.
+        """
         self.accepting = False
+        self._draining = True
         for entry in self._tasks.values():
             entry.releasing = True
             if entry.driver is not None:
                 entry.driver.stop_at_next_commit()
-        tasks = [entry.task for entry in self._tasks.values() if entry.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_s)
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace_s
+        while (left_s := until - loop.time()) > 0:
+            tasks = [entry.task for entry in self._tasks.values() if entry.task is not None]
+            if not tasks:
+                break
+            await asyncio.wait(tasks, timeout=left_s)
         for entry in list(self._tasks.values()):
             if entry.task is not None:
                 entry.task.cancel()
@@ -141,6 +163,7 @@ class LocalExecutor:
 
     def _spawn(self, claim: Claim, start: Start | None) -> None:
         entry = _Task(claim)
+        entry.releasing = self._draining
         run_id = claim.fence.run_id
         self._tasks[run_id] = entry
         entry.task = asyncio.create_task(self._execute(entry, start), name=f"run-{run_id}")
@@ -152,6 +175,14 @@ class LocalExecutor:
             self.crashed.add(run_id)
         if self._tasks.get(run_id) is entry:
             del self._tasks[run_id]
+        self._freed()
+
+    def _step_closed(self, entry: _Task) -> None:
+        if entry.suspect:
+            entry.suspect = False
+            self._freed()
+
+    def _freed(self) -> None:
         for callback in self._on_free:
             callback()
 
@@ -163,7 +194,10 @@ class LocalExecutor:
             if await self._put_back(entry.claim, start):
                 return
             driver = entry.driver = RunDriver(
-                self._ports, start, lambda: self.signal(run_id, entry.claim.fence.epoch + 1)
+                self._ports,
+                start,
+                on_lost=lambda: self.signal(run_id, entry.claim.fence.epoch + 1),
+                on_step_closed=lambda: self._step_closed(entry),
             )
             if entry.releasing:
                 driver.stop_at_next_commit()

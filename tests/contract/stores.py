@@ -10,9 +10,11 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from app.db import heartbeats, recovery
 from app.db.claims import promote_due
 from app.db.database import Database
 from app.db.deletion import delete_run
+from app.db.heartbeats import Process
 from app.db.memory import MemoryStore
 from app.db.run_store import PostgresRunStore
 from app.engine.agent import AgentDefinition, AgentVersion
@@ -64,11 +66,13 @@ class Subject:
     """A store that knows `OLD_AGENT` and `AGENT`, the latter as its agent's current version.
 
     `promote_due` lets runs whose `start_after` has come join their threads' lines; `delete_run` removes a terminal run.
+    `crash` is the death of `OWNER`, as recovery finds it; it gives the ids of the runs that are given up for it.
     """
 
     store: RunStore
     promote_due: Callable[[], Awaitable[list[str]]]
     delete_run: Callable[[str], Awaitable[None]]
+    crash: Callable[[], Awaitable[list[str]]]
 
 
 class TickingClock:
@@ -94,7 +98,10 @@ def memory_subject() -> Subject:
     async def delete(run_id: str) -> None:
         store.delete_run(run_id)
 
-    return Subject(store, due, delete)
+    async def crash() -> list[str]:
+        return [stopped.run.run_id for stopped in store.requeue_orphans(OWNER)]
+
+    return Subject(store, due, delete, crash)
 
 
 async def postgres_subject(database: Database) -> Subject:
@@ -125,7 +132,15 @@ async def postgres_subject(database: Database) -> Subject:
         async with database.transaction() as connection:
             await delete_run(connection, run_id)
 
-    return Subject(PostgresRunStore(database), due, delete)
+    async def crash() -> list[str]:
+        async with database.transaction() as connection:
+            await heartbeats.beat(connection, OTHER_OWNER, Process("host", 1), draining=False)
+            _, given_up = await recovery.requeue_orphans(connection, OTHER_OWNER, 60, 100)
+            for run_id in given_up:
+                await recovery.poison(connection, run_id)
+        return given_up
+
+    return Subject(PostgresRunStore(database), due, delete, crash)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------

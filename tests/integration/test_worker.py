@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.db import claims
+from app.db import heartbeats, recovery
 from app.db.database import Database
+from app.db.heartbeats import Process
 from app.db.run_store import PostgresRunStore
+from app.engine.crashes import MAX_CRASHES
 from app.engine.errors import RunError
 from app.engine.events import EventType
 from app.engine.records import Fence
@@ -31,6 +33,8 @@ from tests.contract.stores import (
     postgres_subject,
     types_of,
 )
+
+JUDGE = new_id()
 
 
 @pytest.fixture
@@ -127,7 +131,14 @@ async def test_text_behind_a_lock_is_written_when_the_lock_is_gone(store: Postgr
 
 async def beat(database: Database, replica: str) -> None:
     async with database.connection() as connection:
-        await claims.beat(connection, replica, "host", 1, draining=False)
+        await heartbeats.beat(connection, replica, Process("host", 1), draining=False)
+
+
+async def recover(database: Database) -> tuple[int, list[str]]:
+    """What a live replica does with the runs of dead ones."""
+    await beat(database, JUDGE)
+    async with database.connection() as connection:
+        return await recovery.requeue_orphans(connection, JUDGE, 15, 100)
 
 
 async def test_runs_of_a_dead_replica_go_back_to_the_queue_and_those_of_a_live_one_stay(
@@ -136,8 +147,7 @@ async def test_runs_of_a_dead_replica_go_back_to_the_queue_and_those_of_a_live_o
     orphan, kept = await create_started(store), await create_started(store)
     await database.pool.execute("UPDATE runs SET owner = $1 WHERE run_id = $2", OTHER_OWNER, kept.run_id)
     await beat(database, OTHER_OWNER)
-    async with database.connection() as connection:
-        assert await claims.requeue_orphans(connection, 15, 100) == (1, [])
+    assert await recover(database) == (1, [])
     assert (await store.get(orphan.run_id)).status is RunStatus.QUEUED
     assert (await store.get(kept.run_id)).status is RunStatus.RUNNING
     assert await orphan.write() is None  # the zombie's write
@@ -150,22 +160,21 @@ async def test_only_a_run_that_crashes_again_and_again_without_a_step_is_poisone
     store: PostgresRunStore, database: Database
 ) -> None:
     await create_started(store)
-    for crash in range(1, claims.MAX_CRASHES + 1):
-        async with database.transaction() as connection:
-            requeued, poisoned = await claims.requeue_orphans(connection, 15, 100)
-            assert (requeued, len(poisoned)) == ((1, 0) if crash < claims.MAX_CRASHES else (0, 1))
-            for run_id in poisoned:
-                stopped = await claims.poison(connection, run_id)
-                assert stopped.run.error is not None
-                assert (stopped.run.status, stopped.run.error.code) == (RunStatus.FAILED, "poisoned")
-        await store.claim(OWNER, 10)
+    for crash in range(1, MAX_CRASHES + 1):
+        requeued, poisoned = await recover(database)
+        assert (requeued, len(poisoned)) == ((1, 0) if crash < MAX_CRASHES else (0, 1))
+        for run_id in poisoned:
+            async with database.transaction() as connection:
+                stopped = await recovery.poison(connection, run_id)
+            assert stopped.run.error is not None
+            assert (stopped.run.status, stopped.run.error.code) == (RunStatus.FAILED, "poisoned")
+        await store.claim(OWNER, 10, suspect=True)
 
 
 async def test_a_committed_step_wipes_earlier_crashes_out(store: PostgresRunStore, database: Database) -> None:
     owner = await create_started(store)
-    for _ in range(2 * claims.MAX_CRASHES):
-        async with database.connection() as connection:
-            assert await claims.requeue_orphans(connection, 15, 100) == (1, [])
+    for _ in range(2 * MAX_CRASHES):
+        assert await recover(database) == (1, [])
         (claim,) = await store.claim(OWNER, 10)
         owner.fence = claim.fence
         await owner.ask("look")
@@ -178,10 +187,10 @@ async def test_a_claim_whose_answer_was_lost_is_found_and_recovered(
     owner = await create_started(store)
     await beat(database, OWNER)
     async with database.connection() as connection:
-        owned = {run_id: run.epoch for run_id, run in (await claims.owned_runs(connection, OWNER)).items()}
+        owned = {run_id: run.epoch for run_id, run in (await recovery.owned_runs(connection, OWNER)).items()}
         assert owned == {owner.run_id: owner.fence.epoch}
-        await claims.disown(connection, OWNER, owned)
-        assert await claims.requeue_orphans(connection, 15, 100) == (1, [])
+        await recovery.disown(connection, OWNER, owned)
+    assert await recover(database) == (1, [])
 
 
 async def test_a_lease_is_held_only_while_the_main_loop_ticks(database_url: str, database: Database) -> None:
@@ -211,10 +220,10 @@ async def test_a_run_that_its_replica_let_go_of_is_queued_again_and_has_not_cras
     store: PostgresRunStore, database: Database
 ) -> None:
     owner = await create_started(store)
-    for _ in range(2 * claims.MAX_CRASHES):
+    for _ in range(2 * MAX_CRASHES):
         async with database.connection() as connection:
-            owned = {run_id: run.epoch for run_id, run in (await claims.owned_runs(connection, OWNER)).items()}
-            await claims.put_back(connection, OWNER, owned)
+            owned = {run_id: run.epoch for run_id, run in (await recovery.owned_runs(connection, OWNER)).items()}
+            await recovery.put_back(connection, OWNER, owned)
         assert await owner.write() is None
         (claim,) = await store.claim(OWNER, 10)
         assert claim.fence.run_id == owner.run_id

@@ -12,6 +12,7 @@ from typing import Any
 from app.db.memory.calls import CallRow
 from app.db.memory.interactions import InteractionRow, interaction_row
 from app.engine.agent import AgentOverrides
+from app.engine.crashes import SUSPECT_CRASHES
 from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, StoredEvent, encode
 from app.engine.interactions import InteractionStatus, NewInteraction
@@ -53,8 +54,9 @@ class RunRow:
 
     `ordinal` is its place in the thread's line; a run with `start_after` has none until it is due. Of the
     checkpoints only the last is kept: `checkpoint_seq` is the last event committed with it, `message_seq` the
-    last message of the thread as of then. `spent_before` is usage and cost as they were before those of child runs
-    that ended with this one were added. A child run is interrupted at `deadline_at`, unless it is paused then.
+    last message of the thread as of then. `crashes` counts those since the last step that was closed. `spent_before` is
+    usage and cost as they were before those of child runs that ended with this one were added. A child run is
+    interrupted at `deadline_at`, unless it is paused then.
     """
 
     new: NewRun
@@ -70,6 +72,7 @@ class RunRow:
     write_no: int = 0
     wakes: int = 0
     attempt: int = 0
+    crashes: int = 0
     resume_reason: ResumeReason | None = None
     step: int = 0
     usage: Usage = field(default_factory=Usage)
@@ -104,6 +107,11 @@ class RunRow:
     @property
     def holds_thread(self) -> bool:
         return self.thread.holder is self
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its next crash ends it."""
+        return self.crashes >= SUSPECT_CRASHES
 
     @property
     def in_line(self) -> bool:
@@ -168,6 +176,15 @@ class RunRow:
             if row is not None and row.pending:
                 row.end(InteractionStatus.CLOSED, None, now)
 
-    def claim_of(self, opened: bool = False) -> Claim:
+    def claim_of(self, opened: bool = False, waited_s: float = 0.0) -> Claim:
         seq = self.message_seq if opened else 0
-        return Claim(self.fence, self.thread.thread_key, self.attempt, opened=opened, message_seq=seq, wakes=self.wakes)
+        return Claim(
+            self.fence,
+            self.thread.thread_key,
+            self.attempt,
+            opened=opened,
+            message_seq=seq,
+            wakes=self.wakes,
+            suspect=self.suspect,
+            waited_s=waited_s,
+        )

@@ -180,6 +180,7 @@ def _queue_again(tables: Tables, row: RunRow, limits: Limits | None, reason: Res
     now = tables.clock()
     row.status = RunStatus.QUEUED
     row.overrides = row.overrides.resumed_with(limits)
+    row.crashes = 0
     row.resume_reason = reason
     row.result = row.error = row.finished_at = None
     children.take_spending_back(row)

@@ -11,6 +11,7 @@ from app.db.memory.reading import loaded, record
 from app.db.memory.rows import RunRow, ThreadRow
 from app.db.memory.tables import KeyRow, Tables
 from app.engine.agent import AgentVersion
+from app.engine.crashes import MAX_CRASHES, poisoned
 from app.engine.errors import RunError
 from app.engine.events import ResumeReason, StoredEvent
 from app.engine.interactions import Answer, InteractionRecord
@@ -69,6 +70,22 @@ class MemoryStore:
         for row in due:
             self._tables.join_line(row, now)
         return [row.run_id for row in due]
+
+    def requeue_orphans(self, owner: str) -> list[Stopped]:
+        """Put the runs of an owner that is gone back into the queue, each with one more crash to its name.
+
+        Returns:
+            those that have now crashed `MAX_CRASHES` times: they have failed.
+        """
+        now = self._tables.clock()
+        orphans = [row for row in self._tables.active.values() if row.owner == owner]
+        for row in orphans:
+            row.status, row.owner, row.resume_reason = RunStatus.QUEUED, None, ResumeReason.CRASH
+            row.epoch += 1
+            row.crashes += 1
+            row.available_at = now
+        given_up = [row for row in orphans if row.crashes >= MAX_CRASHES]
+        return [steering.stop(self._tables, row, RunStatus.FAILED, poisoned()) for row in given_up]
 
     def delete_run(self, run_id: str) -> None:
         """Remove a terminal run and its child runs. The messages that they wrote stay in their threads.
@@ -160,12 +177,12 @@ class MemoryStore:
 
     # --- owning ---------------------------------------------------------------------------------------------
 
-    async def claim(self, owner: str, limit: int) -> list[Claim]:
+    async def claim(self, owner: str, limit: int, *, suspect: bool = False) -> list[Claim]:
         now = self._tables.clock()
-        rows = self._tables.claimable(now)[:limit]
+        rows = self._tables.claimable(now, suspect=suspect)[:limit]
         for row in rows:
             self._tables.take(row, owner, now)
-        return [row.claim_of() for row in rows]
+        return [row.claim_of(waited_s=(now - row.available_at).total_seconds()) for row in rows]
 
     async def load(self, run_id: str) -> Loaded:
         return loaded(self._tables, self._tables.run(run_id))
@@ -203,6 +220,7 @@ class MemoryStore:
             return False
         row.status = RunStatus.QUEUED
         row.owner = None
+        row.crashes = 0
         row.resume_reason = ResumeReason.DRAIN
         row.elapsed_s = elapsed_s
         row.available_at = self._tables.clock() + timedelta(seconds=delay_s)

@@ -99,11 +99,16 @@ class Tables:
         self.hold(first, now)
         return first.run_id
 
-    def claimable(self, now: datetime) -> list[RunRow]:
-        """The queued holders that are due, oldest first."""
+    def claimable(self, now: datetime, *, suspect: bool) -> list[RunRow]:
+        """The queued holders that are due, oldest first; of those whose next crash ends them one at most, before all.
+
+        Args:
+            suspect: whether there may be that one.
+        """
         ready = [row for row in self.active.values() if row.status is RunStatus.QUEUED and row.holds_thread]
-        due = (row for row in ready if row.available_at <= now)
-        return sorted(due, key=lambda row: (row.available_at, row.run_id))
+        due = sorted((row for row in ready if row.available_at <= now), key=lambda row: (row.available_at, row.run_id))
+        suspects = [row for row in due if row.suspect]
+        return [*suspects[: int(suspect)], *(row for row in due if not row.suspect)]
 
     def take(self, row: RunRow, owner: str, now: datetime) -> None:
         """Make `owner` the owner of a queued run: a new attempt under a new epoch."""

@@ -22,6 +22,7 @@ def commit(tables: Tables, row: RunRow, write: Write) -> Committed:
     row.write_no += 1
     row.step, row.elapsed_s = write.step, write.elapsed_s
     row.usage, row.cost_usd = write.usage, write.cost_usd
+    row.crashes = 0 if write.step_closed else row.crashes
     row.save_calls(write.records, now)
     unanswered = [child for _, child in children.of_open_calls(tables, row)]
     row.ask(write.interactions, now)
