@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from types import FrameType
-from typing import Any
+from typing import TypedDict
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,16 +23,22 @@ from app.tools.errors import ToolError
 log = get_logger(__name__)
 
 
+class ForServer(TypedDict):
+    """What the server learns from the application's lifespan: `drain` begins to stop, and the task that it returns ends
+    when no run is under way any more. Requests are answered until the lifespan ends."""
+
+    drain: Callable[[], asyncio.Task[None]]
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The application of one replica. Nothing is connected before its lifespan starts."""
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[ForServer]:
         try:
             async with running_replica(settings) as replica:
                 app.state.services = replica.services
-                with _StopSignal(replica.drain):
-                    yield
+                yield ForServer(drain=replica.drain)
         except (StoreUnavailable, ToolError, AgentFileError, PolicyModuleError) as reason:
             log.error("cannot_start", reason=reason_of(reason) if isinstance(reason, StoreUnavailable) else str(reason))
             sys.exit(3)
@@ -46,7 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 class _ToldFailure:
-    """Keeps the traceback of a start that failed for a reason that was told in one line."""
+    """Keeps the traceback of a start that failed for a reason that was told in one line, and of an end that was cut
+    short because someone asked for that."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -57,36 +61,9 @@ class _ToldFailure:
             return
 
         async def without_trace(message: Message) -> None:
-            failed = message["type"] == "lifespan.startup.failed" and isinstance(sys.exception(), SystemExit)
-            await send({**message, "message": ""} if failed else message)
+            failed = message["type"] in ("lifespan.startup.failed", "lifespan.shutdown.failed")
+            told = failed and isinstance(sys.exception(), SystemExit | asyncio.CancelledError)
+            await send({**message, "message": ""} if told else message)
 
         with suppress(SystemExit):
             await self._app(scope, receive, without_trace)
-
-
-class _StopSignal:
-    """Calls `begin` as soon as the process is told to stop.
-
-    The server itself first waits for open connections, and only then ends the application: without this, runs would
-    lose the grace time to whoever keeps a stream open.
-    """
-
-    def __init__(self, begin: Callable[[], object]) -> None:
-        self._begin = begin
-        self._loop = asyncio.get_running_loop()
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGTERM, signal.SIGINT):
-                self._before[name] = signal.signal(name, self._told)
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe(self._begin)
-        before = self._before[signal.Signals(number)]
-        if callable(before):
-            before(number, frame)

@@ -1,10 +1,11 @@
-"""What is done for every request: an id in every answer, and an answer to every exception."""
+"""What is done for every request: an id in every answer, an answer to every exception, and the end of a connection."""
 
 from __future__ import annotations
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.dependencies import services_of
 from app.api.errors import ProblemCode, problem
 from app.api.request_id import request_id_of
 from app.telemetry.logs import get_logger
@@ -31,6 +32,10 @@ class RequestEdge:
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], header]
+                if services_of(Request(scope)).health.draining:
+                    # The next request should come on a connection that a load balancer has taken elsewhere.
+                    kept = [pair for pair in message["headers"] if pair[0] != b"connection"]
+                    message["headers"] = [*kept, (b"connection", b"close")]
             await send(message)
 
         try:

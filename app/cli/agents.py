@@ -46,7 +46,7 @@ async def save_agent(settings: Settings, file: Path) -> None:
 
 @asynccontextmanager
 async def _agents(settings: Settings) -> AsyncGenerator[AgentService]:
-    database = await Database.connect(settings.database_url, prepared=settings.database_prepared, pool_size=1)
+    database = await Database.connect(settings.database_url, prepared=settings.database_prepared)
     try:
         yield agent_service(settings, database, load_tools(settings))
     finally:
