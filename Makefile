@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check clients bench lock clean
+.PHONY: help run test chaos check clients bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -17,6 +17,13 @@ run: $(VENV)/.installed ## Start the service (PORT, DATABASE_URL and so on: see 
 
 test: $(VENV)/.installed-dev ## Run the tests; choose some with PYTEST_ARGS="tests/unit -k name"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The sizes of each scenario suit a machine that does nothing else meanwhile: one process.
+CHAOS_SEED ?= $(shell date +%s)
+chaos: $(VENV)/.installed-dev ## All scenarios of failure in full size (CHAOS_SEED=1, CHAOS_ARGS="-k partition")
+	@echo "seed $(CHAOS_SEED)"
+	@$(BIN)/python -m pytest tests/chaos tests/integration/test_store_machine.py tests/unit/engine/test_simulation.py \
+		--chaos-full --chaos-seed=$(CHAOS_SEED) $(CHAOS_ARGS)
 
 check: $(VENV)/.installed-dev ## Lint, formatting, types, import contracts
 	@$(BIN)/ruff check .

@@ -36,18 +36,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     """What became of the scenarios of failure, one line each."""
     if not config.getoption("--chaos-full"):
         return
-    rows = {
-        row: report.outcome
-        for reports in terminalreporter.stats.values()
-        for report in reports
-        if isinstance(report, pytest.TestReport)
-        for name, row in report.user_properties
-        if name == "scenario" and isinstance(row, list | tuple)
-    }
+    reports = [
+        report
+        for listed in terminalreporter.stats.values()
+        for report in listed
+        if isinstance(report, pytest.TestReport) and report.when == "teardown"
+    ]
+    told = [(name, value) for report in reports for name, value in report.user_properties]
     terminalreporter.section(f"chaos, seed {config.getoption('--chaos-seed')}")
-    terminalreporter.line(f"{'#':>3} {'scenario':80} {'runs':>6} {'kills':>6} {'time':>8} {'violations':>10}")
-    for number, name, runs, kills, seconds, violations in sorted(tuple(row) for row in map(tuple, rows)):
-        terminalreporter.line(f"{number:>3} {name[:80]:80} {runs:>6} {kills:>6} {seconds:>6}s {violations:>10}")
+    terminalreporter.line(f"{'#':>3} {'scenario':90} {'runs':>6} {'kills':>6} {'time':>8} {'violations':>10}")
+    for row in sorted(str(value) for name, value in told if name == "scenario"):
+        terminalreporter.line(row)
+    for line in sorted(str(value) for name, value in told if name == "measured"):
+        terminalreporter.line(line)
 
 
 @contextmanager

@@ -9,13 +9,19 @@ from typing import Any, Self
 
 import httpx
 
-from tests.acceptance.client import TERMINAL, Json, Sent, sent_events
+from tests.acceptance.client import TERMINAL, Client, Json, Sent, sent_events
 from tests.acceptance.waiting import eventually
 from tests.chaos.cluster import Cluster
 from tests.chaos.gauge import Gauge
 
 WITHIN_S = 120.0
 _PAUSE_S = 0.1
+
+
+def afresh(client: Client) -> Client:
+    """The same caller with a connection for each request, so that none meets one that its replica gives up as idle."""
+    client.http.headers["Connection"] = "close"
+    return client
 
 
 class Callers:

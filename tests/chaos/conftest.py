@@ -48,14 +48,16 @@ def chaos(request: pytest.FixtureRequest) -> Iterator[Gauge]:
     """The scenario's dice and size, and what it counts for the table."""
     mark = request.node.get_closest_marker("scenario")
     assert mark is not None, "a test with faults is a scenario: mark it with its number"
-    seed = int(request.config.getoption("--chaos-seed"))
+    seed = request.config.getoption("--chaos-seed")
+    assert isinstance(seed, int)
     full = bool(request.config.getoption("--chaos-full"))
     gauge = Gauge(mark.args[0], seed, random.Random(f"{seed} {request.node.name}"), full)
     began = time.monotonic()
     yield gauge
     seconds = time.monotonic() - began
-    row = (gauge.number, request.node.name, gauge.runs, gauge.kills, round(seconds, 1), gauge.violations)
-    request.node.user_properties.append(("scenario", row))
+    row = f"{gauge.number:>3} {request.node.name[:90]:90} {gauge.runs:>6} {gauge.kills:>6} {seconds:>7.1f}s"
+    request.node.user_properties.append(("scenario", f"{row} {gauge.violations:>10}"))
+    request.node.user_properties += [("measured", line) for line in gauge.measured]
     if full:
         assert gauge.checked, "the scenario never asked for the invariants"
 
@@ -63,7 +65,12 @@ def chaos(request: pytest.FixtureRequest) -> Iterator[Gauge]:
 @pytest.fixture
 async def cluster(chaos: Gauge, serve: Serve, settings: Settings, database_url: str) -> Cluster:
     """Replicas of the scenario's own, on a database of its own; none is started yet."""
-    return Cluster(chaos, serve, settings(TOOL_MODULES="tests.acceptance.tools,tests.chaos.tools"), database_url)
+    return Cluster(
+        chaos,
+        serve,
+        settings(TOOL_MODULES="tests.acceptance.tools,tests.chaos.tools,tests.chaos.gated_tools"),
+        database_url,
+    )
 
 
 @pytest.fixture

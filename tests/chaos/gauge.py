@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ class Gauge:
         runs: how many runs the scenario has made.
         kills: how many processes, connections or servers it has ended or cut.
         checked: how often the invariants were asked for; `violations` how often they did not hold.
+        measured: what is told beside the table, one line each.
     """
 
     number: int
@@ -34,6 +35,7 @@ class Gauge:
     kills: int = 0
     checked: int = 0
     violations: int = 0
+    measured: list[str] = field(default_factory=list[str])
 
     def size(self, full: _T, short: _T) -> _T:
         """One of two sizes: that of `make chaos` or that of `make test`."""

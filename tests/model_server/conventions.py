@@ -5,6 +5,7 @@
     tools-3       three rounds of one call of the request's first tool, then text
     slow-60       headers at once, then nothing for 60 seconds
     wait-5        5 seconds, then "Done."
+    drip-2        50 words, all different, over 2 seconds
     error-503     that HTTP status
     obey          what the last user message says: a JSON list of steps, each a list of [tool, arguments] to call at
                   once, then "Done."; any other text is echoed
@@ -23,7 +24,8 @@ from uuid import uuid4
 
 from tests.model_server.reply import Reply
 
-_NUMBERED = re.compile(r"(stream|tools|slow|wait|error)-(\d+(?:\.\d+)?)")
+_NUMBERED = re.compile(r"(stream|tools|slow|wait|drip|error)-(\d+(?:\.\d+)?)")
+_DROPS = 50
 _EXAMPLES: dict[str, Any] = {
     "string": "1 + 1",
     "number": 1,
@@ -52,6 +54,8 @@ def conventional_reply(body: Mapping[str, Any]) -> Reply:
             return Reply(first_chunk_delay_s=number)
         case "wait":
             return Reply(text="Done.", delay_s=number)
+        case "drip":
+            return Reply(text=[f"word{place} " for place in range(_DROPS)], chunk_delay_s=number / _DROPS)
         case _:
             return Reply.error(int(number), f"asked for {int(number)}")
 

@@ -28,7 +28,7 @@ from tests.unit.engine.builders import a_scope
 from tests.unit.engine.dice import Dice
 from tests.unit.engine.driven_run import DrivenRun
 
-_RUNS = 1000
+_seeds = range(1000)
 
 
 @dataclass
@@ -60,10 +60,20 @@ class Charge:
     of_model: bool
 
 
-@cache
 def simulated_runs() -> tuple[Trace, ...]:
-    """The runs of the first seeds, the shortest first, so that what breaks a promise is as short as may be."""
-    return tuple(sorted((simulate(seed) for seed in range(_RUNS)), key=lambda trace: len(trace.states)))
+    """The runs of the chosen seeds, the shortest first, so that what breaks a promise is as short as may be."""
+    return _simulated(_seeds)
+
+
+def choose(seeds: range) -> None:
+    """Simulate other runs than those that `make test` does."""
+    global _seeds  # noqa: PLW0603 - the tests are functions, made before anyone can give them anything
+    _seeds = seeds
+
+
+@cache
+def _simulated(seeds: range) -> tuple[Trace, ...]:
+    return tuple(sorted((simulate(seed) for seed in seeds), key=lambda trace: len(trace.states)))
 
 
 def simulate(seed: int) -> Trace:
