@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.request_id import request_id_of
-from app.db.conflicts import TransactionUndone
+from app.db.conflicts import NotNow, TransactionUndone
 from app.engine.store_errors import (
     AgentChanged,
     IdempotencyMismatch,
@@ -156,6 +156,7 @@ CODES: Mapping[type[Exception], ProblemCode] = {
     ResultConflict: ProblemCode.CONFLICT,
     StoreUnavailable: ProblemCode.UNAVAILABLE,
     TransactionUndone: ProblemCode.UNAVAILABLE,
+    NotNow: ProblemCode.UNAVAILABLE,
     # Services resolve an agent again when it has changed; one that changes all the time is a matter of trying later.
     AgentChanged: ProblemCode.UNAVAILABLE,
 }

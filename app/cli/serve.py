@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import typer
 import uvicorn
 
+from app.cli.connection import BoundedConnection
 from app.cli.database import place_of
 from app.cli.refusal import CannotGoOn
 from app.cli.server import Server
@@ -128,7 +129,7 @@ def _server_config(application: FastAPI | str, settings: Settings) -> uvicorn.Co
         application,
         factory=isinstance(application, str),
         loop="uvloop",
-        http="httptools",
+        http=BoundedConnection,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -28,7 +28,7 @@ class StubServices(SimpleNamespace):
 
 @pytest.fixture
 def services() -> StubServices:
-    return StubServices()
+    return StubServices(health=SimpleNamespace(draining=False))
 
 
 @pytest.fixture
