@@ -199,6 +199,14 @@ class Settings(BaseSettings):
             raise ValueError("should be a file that exists")
         return path
 
+    @field_validator("shutdown_delay_s")
+    @classmethod
+    def _check_shutdown_delay(cls, delay: float, info: ValidationInfo) -> float:
+        grace = info.data.get("shutdown_grace_s")
+        if grace is not None and delay >= grace:
+            raise ValueError(f"should be less than SHUTDOWN_GRACE_S, {grace:g}, of which it is a part")
+        return delay
+
     @field_validator("http_tool_hosts")
     @classmethod
     def _check_http_tool_hosts(cls, hosts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:

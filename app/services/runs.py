@@ -134,6 +134,15 @@ class RunService(RunControl):
         for reader in self._waiting:
             reader.poke()
 
+    def stays(self) -> None:
+        """Asked before a run is made for a caller who stays for it.
+
+        Raises:
+            StoreUnavailable: this replica stops, so the caller should make it elsewhere.
+        """
+        if self._closing:
+            raise StoreUnavailable("this replica is shutting down; send the request elsewhere")
+
     async def create(self, command: CreateRun, idempotency: IdempotencyKey | None = None) -> Created:
         """Create a run; where this replica has room it starts at once.
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import asyncpg
 import httpx
+import pytest
 
 from tests.acceptance.client import TERMINAL, Json, an_agent, sent_events
 from tests.acceptance.conftest import Serve, Settings
@@ -197,7 +198,7 @@ def free_port() -> int:
 
 
 async def test_no_caller_notices_that_replicas_are_restarted_one_after_the_other(
-    database_url: str, settings: Settings, serve: Serve, record_property: Callable[[str, object], None]
+    database_url: str, settings: Settings, serve: Serve, request: pytest.FixtureRequest
 ) -> None:
     """Seen to fail without the line in the middleware that sets `Connection: close`: requests without a key are lost on
     connections that the replica has closed meanwhile."""
@@ -219,7 +220,7 @@ async def test_no_caller_notices_that_replicas_are_restarted_one_after_the_other
                 await asyncio.to_thread(replicas[place].ready)
                 await holds(lambda place=place: balancer.ready(replicas[place].url), "it to be ready again")
                 await holds(lambda served=served: len(traffic.acknowledged) > served, "traffic to go on")
-        record_property("traffic", {**traffic.noted, "runs": len(traffic.acknowledged), "refused": balancer.refused})
+        request.node.user_properties.append(("measured", f"{dict(traffic.noted)}, {balancer.refused} refused"))
         assert traffic.complaints == []
         assert not [what for what in traffic.noted if "broke" in what]
         assert balancer.homeless == 0

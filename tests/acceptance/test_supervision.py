@@ -232,7 +232,7 @@ _IMPATIENT = """
         config = uvicorn.Config("impatient:application", lifespan="on", log_config=None, workers=1)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             supervisor = Supervisor(
-                config, [listener], lambda: print("ready", flush=True), delay_s=0, grace_s=5, answer_within_s=1.5
+                config, [listener], lambda: print("ready", flush=True), delay_s=0, grace_s=5, answer_within_s=10
             )
             sys.exit(supervisor.run())
 """

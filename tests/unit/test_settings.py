@@ -58,6 +58,7 @@ def test_tool_modules_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> No
         ("PORT", "65536", "65535"),
         ("WORKERS", "0", "greater than or equal to 1"),
         ("LEASE_S", "1", "greater than or equal to 2"),
+        ("SHUTDOWN_DELAY_S", "20", "less than SHUTDOWN_GRACE_S"),
         ("LEASE_S", "nan", "finite"),
         ("SHUTDOWN_GRACE_S", "soon", "a number"),
         ("MAX_QUEUED_RUNS", "-1", "greater than or equal to 1"),

@@ -76,6 +76,7 @@ async def create_run_and_wait(
 ) -> Response:
     """Answers with the run once it is terminal, paused or waits for someone outside, or as it stands at the timeout."""
     services = services_of(request)
+    services.runs.stays()
     created = await _create(services, body, idempotency_key)
     run = created.run
     waiting = services.runs.wait(run.run_id, query.timeout_s, just_started=created.claim is not None)
@@ -97,6 +98,7 @@ async def create_run_and_stream(
 ) -> Response:
     """The stream ends with the run. A reader that loses it goes on at `/runs/{run_id}/events`."""
     services = services_of(request)
+    services.runs.stays()
     created = await _create(services, body, idempotency_key)
     run = created.run
     events = await services.streams.open_run(run.run_id, 0, types=None, deltas=True, reconnect=False)
