@@ -80,7 +80,7 @@ def _execution(most: int) -> Bounds:
 
 
 def _api(most: int) -> Bounds:
-    return Bounds("api", "requests", "DATABASE_API_CONNECTIONS", most=most, acquire_s=2, statement_s=5, impatient=True)
+    return Bounds("api", "requests", "DATABASE_API_CONNECTIONS", most=most, acquire_s=5, statement_s=5, impatient=True)
 
 
 def _sessions(api: int) -> Bounds:
@@ -89,7 +89,7 @@ def _sessions(api: int) -> Bounds:
         "lists, threads and agents",
         "half of DATABASE_API_CONNECTIONS",
         most=max(1, api // 2),
-        acquire_s=2,
+        acquire_s=5,
         statement_s=5,
         impatient=True,
     )
