@@ -24,7 +24,7 @@ from app.engine.tools import ToolPort
 from app.services.agent_checks import AgentChecks, Grants, Loc, check_team
 from app.services.agent_files import AgentFileError, field_of, read_agent_files
 from app.services.errors import Conflict, Invalid, UnknownAgent
-from app.services.pages import Page, int_cursor, page_of
+from app.services.pages import MOST_INTEGER, Page, int_cursor, page_of
 from app.telemetry.logs import get_logger
 from app.tools.http_tools import DefinitionSource
 
@@ -215,7 +215,7 @@ class AgentService:
             UnknownAgent: there is no such agent.
             Invalid: the cursor is none of this list's.
         """
-        before = int_cursor(cursor)
+        before = int_cursor(cursor, MOST_INTEGER)
         async with self._database.session() as session:
             if await agents.current(session, tenant_id, name) is None:
                 raise UnknownAgent(f"there is no agent {name!r}")

@@ -9,6 +9,9 @@ from uuid import UUID
 
 from app.services.errors import Invalid
 
+MOST_INTEGER = 2**31 - 1
+MOST_BIGINT = 2**63 - 1
+
 _Item = TypeVar("_Item", covariant=True)
 _Cursor = TypeVar("_Cursor", covariant=True)
 
@@ -41,11 +44,11 @@ def uuid_cursor(cursor: str | None) -> UUID | None:
         raise _bad_cursor() from None
 
 
-def int_cursor(cursor: str | None) -> int | None:
-    """A cursor that is a number; raises as `uuid_cursor` does."""
+def int_cursor(cursor: str | None, most: int = MOST_BIGINT) -> int | None:
+    """A cursor that is a number of at most `most`, which the column has to hold; raises as `uuid_cursor` does."""
     if cursor is None:
         return None
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 19 and int(cursor) <= most):
         raise _bad_cursor()
     return int(cursor)
 

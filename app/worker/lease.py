@@ -16,6 +16,7 @@ from enum import StrEnum
 import asyncpg
 
 from app.db import heartbeats
+from app.db.stateless import StatelessConnection
 from app.engine.store_errors import StoreUnavailable
 from app.telemetry.logs import get_logger
 from app.worker.process import this_process
@@ -152,7 +153,11 @@ class Lease:
         try:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await asyncpg.connect(
-                    self._url, timeout=within_s, command_timeout=within_s, statement_cache_size=0
+                    self._url,
+                    timeout=within_s,
+                    command_timeout=within_s,
+                    statement_cache_size=0,
+                    connection_class=StatelessConnection,
                 )
             if self._stop.is_set():
                 await heartbeats.leave(self._connection, self._incarnation)

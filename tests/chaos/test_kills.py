@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.acceptance.client import Client, Json, check_log
+from tests.acceptance.client import Client, Json, Sent, check_log
 from tests.acceptance.conftest import Caller
 from tests.acceptance.gates import Gate, Gates
 from tests.acceptance.questions import pending
@@ -39,29 +39,27 @@ async def test_replicas_are_killed_again_and_again_while_they_run_tools(
     Seen to fail without: the record of intent before a call (`started` in `_begin_calls`).
     """
     await cluster.start(2)
-    reading: list[asyncio.Task[tuple[Json, list[Json]]]] = []
+    async with asyncio.TaskGroup() as tasks:
+        reading: dict[str, asyncio.Task[list[Sent]]] = {}
 
-    async def read(run: Json) -> tuple[Json, list[Json]]:
-        return run, [sent.event for sent in await callers.follow(run["run_id"])]
+        async def work(number: int) -> str:
+            await asyncio.sleep(chaos.dice.uniform(0, 1))
+            run_id = (await callers.create(agent=WORKER, input=some_work(chaos, gate.name)))["run_id"]
+            if number % 5 == 0:
+                reading[run_id] = tasks.create_task(callers.follow(run_id))
+            return run_id
 
-    async def work(number: int) -> str:
-        await asyncio.sleep(chaos.dice.uniform(0, 1))
-        run = await callers.create(agent=WORKER, input=some_work(chaos, gate.name))
-        if number % 5 == 0:
-            reading.append(asyncio.create_task(read(run)))
-        return run["run_id"]
-
-    working: list[asyncio.Task[str]] = []
-    for _ in range(chaos.size(10, 2)):
-        before, fresh = len(gate.calls()), chaos.size(20, 12)
-        working += [asyncio.create_task(work(number)) for number in range(fresh)]
-        # Each run begins a call with an effect at least once, so that so many will come.
-        await kill_some(chaos, cluster, gate, before + chaos.dice.randint(1, fresh))
-    runs = {run["run_id"]: run for run in await callers.all_ended([await each for each in working])}
+        working: list[asyncio.Task[str]] = []
+        for _ in range(chaos.size(10, 2)):
+            before, fresh = len(gate.calls()), chaos.size(20, 12)
+            working += [tasks.create_task(work(number)) for number in range(fresh)]
+            # Each run begins a call with an effect at least once, so that so many will come.
+            await kill_some(chaos, cluster, gate, before + chaos.dice.randint(1, fresh))
+        runs = {run["run_id"]: run for run in await callers.all_ended([await each for each in working])}
     assert {run["status"] for run in runs.values()} == {"completed"}
     check_effects(gate, list(runs.values()))
-    for run, seen in await asyncio.gather(*reading):
-        check_log(seen, runs[run["run_id"]])
+    for run_id, log in reading.items():
+        check_log([sent.event for sent in log.result()], runs[run_id])
     await cluster.check()
 
 
@@ -116,8 +114,8 @@ async def test_a_replica_dies_between_the_returns_of_tools_and_the_commit_of_the
     """What may be repeated is, with the key that the first call had. What may not is not: where nobody answers, the
     model is told that the outcome is unknown; where somebody does, a person says what becomes of the call.
 
-    Seen to fail without: the record of intent before a call (`started` in `_begin_calls`), the question about a lost
-    one (`ask_about_unknown`), the key of step and place (one drawn anew).
+    Seen to fail without: the record of intent before a call (`started` in `_begin_calls`), the key of step and place
+    (one drawn anew).
     """
     for round_ in range(1, chaos.size(5, 1) + 1):
         ((doomed,), (other,)) = await asyncio.gather(cluster.start(DATABASE_URL=proxy.url), cluster.start())

@@ -172,7 +172,8 @@ async def test_what_the_database_did_and_did_not_answer_is_done_once(
     """Creates, an owner's writes, deltas, pauses, resumes, cancels, decisions and results: one run, one event, one
     effect.
 
-    Seen to fail without: PLACEHOLDER
+    Seen to fail without: the look at whether an earlier sending took place (`sent_before` in `why_not`, and
+    `append_again` for deltas), the one id under which a create is sent again.
     """
     first, _ = await cluster.start(2, DATABASE_URL=proxy.url)
     client, asking, gate = caller(first), Asking(chaos, callers, cluster), gates.new()

@@ -22,6 +22,7 @@ from tests.acceptance.waiting import eventually, holds
 from tests.chaos.cluster import LEASE_S, Cluster
 from tests.chaos.gauge import Gauge
 from tests.chaos.proxy import Proxy
+from tests.chaos.work import words_of
 from tests.exposition import Exposition
 from tests.model_server import Reply
 
@@ -42,15 +43,6 @@ async def both(cluster: Cluster, proxy: Proxy, lease_s: int = LEASE_S) -> tuple[
         cluster.start(DATABASE_URL=proxy.url, LEASE_S=str(lease_s)), cluster.start(LEASE_S=str(lease_s))
     )
     return first, second
-
-
-async def words_of(client: Client, run_id: str) -> None:
-    """Wait for a run to have told some of its words."""
-
-    async def look() -> list[Json]:
-        return of_type(await client.events(run_id), "text_delta")
-
-    await eventually(look, f"words of run {run_id}")
 
 
 async def talk(chaos: Gauge, client: Client, model: Model, times: int) -> list[str]:
@@ -125,8 +117,8 @@ async def test_a_replica_that_is_stopped_past_its_lease_and_goes_on_writes_nothi
 ) -> None:
     """Its commit that was on its way finds no row; its model calls are broken off and its tools cancelled.
 
-    Seen to fail without: epoch and write number in the fence (a second result of one call), the drop of all runs by
-    the guard of the lease (they go on until their next write).
+    Seen to fail without: epoch and write number in the fence (a second result of one call); the drop of runs by the
+    guard of the lease and by the look at the owned ones, both (they go on until their next write).
     """
     zombie, heir = await both(cluster, proxy)
     a, b = caller(zombie), caller(heir)
@@ -270,8 +262,7 @@ async def test_replicas_whose_clocks_are_wrong_by_an_hour_keep_their_runs_and_ev
     """One is an hour late, the other an hour early. No run of a living replica is taken from it, those of a dead one
     are; what is to start or to expire does so in its time.
 
-    Seen to fail without: the database's clock in heartbeats, in `promote_due`, and in the times that a write states
-    (`Scope.now`).
+    Seen to fail without: the database's clock in heartbeats, and in the times that a write states (`Scope.now`).
     """
     late, early = await asyncio.gather(*(in_another_time(cluster, off) for off in (-AN_HOUR_S, AN_HOUR_S)))
     clients = a, b = caller(late), caller(early)
@@ -287,8 +278,7 @@ async def test_replicas_whose_clocks_are_wrong_by_an_hour_keep_their_runs_and_ev
         await check_deferral(client, sql, gates.new().name)
 
     async def lived() -> bool:
-        beat = await sql.fetchval("SELECT min(heartbeat_at) FROM replicas")
-        return beat > began + timedelta(seconds=3 * LEASE_S)
+        return await sql.fetchval("SELECT clock_timestamp()") > began + timedelta(seconds=3 * LEASE_S)
 
     await eventually(lived, "three leases to pass")
     assert [(await a.get(run["run_id"]))["attempt"] for run in lasting] == [1, 1]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from tests.acceptance.client import Json, of_type
+from tests.acceptance.client import Client, Json, of_type
 from tests.acceptance.gates import Gate
+from tests.acceptance.waiting import eventually
 from tests.chaos.gauge import Gauge
 
 WORKER: Json = {
@@ -28,6 +29,15 @@ def speaker(seconds: float) -> Json:
 def spoken(events: list[Json]) -> str:
     """The text of all deltas."""
     return "".join(event["data"]["delta"] for event in of_type(events, "text_delta"))
+
+
+async def words_of(client: Client, run_id: str) -> None:
+    """Wait for a run to have told some of its words."""
+
+    async def look() -> list[Json]:
+        return of_type(await client.events(run_id), "text_delta")
+
+    await eventually(look, f"words of run {run_id}")
 
 
 def some_work(chaos: Gauge, ledger: str) -> str:

@@ -110,6 +110,24 @@ async def test_a_listener_that_was_cut_off_comes_back_and_its_readers_look(datab
         await admin.close()
 
 
+async def test_a_bus_that_cannot_listen_tells_the_others_and_hears_nothing(database_url: str) -> None:
+    """Seen to fail where it listens."""
+    async with two_buses(database_url) as (here, there):
+        deaf = PostgresBus(database_url, "deaf", hears=False)
+        heard: list[str] = []
+        told: set[str] = set()
+        deaf.on_control(lambda run_id, _: heard.append(run_id))
+        there.on_control(lambda run_id, epoch: told.add(f"{run_id}/{epoch}"))
+        await deaf.start()
+        await within(10, lambda: f"{RUN}/1" in told, lambda: deaf.control(RUN, 1))  # it is connected, then
+        here.control(OTHER_RUN, 1)
+        await within(10, lambda: f"{OTHER_RUN}/1" in told)
+        deaf.control(RUN, 2)  # and what came before this was read by then
+        await within(10, lambda: f"{RUN}/2" in told)
+        await deaf.stop()
+        assert OTHER_RUN not in heard
+
+
 async def test_a_slow_reader_is_sent_to_the_rows_and_keeps_nothing_in_memory() -> None:
     bus = MemoryBus()
     with bus.subscribe(RUN) as reader:
