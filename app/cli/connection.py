@@ -1,4 +1,4 @@
-"""One HTTP connection, with an end to every wait for its other side."""
+"""One HTTP connection, with an end to every wait for its other side, and a bound on what comes before a body."""
 
 from __future__ import annotations
 
@@ -13,19 +13,25 @@ log = get_logger(__name__)
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """uvicorn's protocol, which by itself waits for ever for the rest of a request and for a reader to take an answer.
+    """uvicorn's protocol, which by itself waits for ever for the rest of a request and for a reader to take an answer,
+    and keeps headers of any length.
 
     Attributes:
         receive_within_s: seconds without a byte of a request that was begun, or that a new connection has not begun.
         take_within_s: seconds in which a reader takes nothing of what waits for it; a stream is rejoined later.
+        head_bytes: the most that a request's line, headers and trailers may have together; more is refused (400).
     """
 
     receive_within_s: ClassVar[float] = 60.0
     take_within_s: ClassVar[float] = 60.0
+    head_bytes: ClassVar[int] = 65536
 
     _deadline: asyncio.TimerHandle | None = None
     _slow: asyncio.TimerHandle | None = None
     _whole = False
+    _head = 0
+    _held = 0  # bytes that the parser keeps, since they are no whole header yet
+    _gave = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -36,7 +42,12 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._gave = False
         super().data_received(data)
+        self._held = 0 if self._gave else self._held + len(data)
+        if self._held > self.head_bytes:
+            self.send_400_response("Invalid HTTP request received.")
+            return
         if self._whole:
             self._stop_expecting()
         else:
@@ -44,10 +55,23 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._whole = False
+        self._head = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self._count(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(name + value)
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._gave = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
-        self._whole = True
+        self._whole = self._gave = True
         super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -59,6 +83,12 @@ class BoundedConnection(HttpToolsProtocol):
             self._slow.cancel()
             self._slow = None
         super().resume_writing()
+
+    def _count(self, piece: bytes) -> None:
+        self._gave = True
+        self._head += len(piece)
+        if self._head > self.head_bytes:
+            raise ValueError("the head is too long")  # which the parser makes an error of, and uvicorn a refusal
 
     def _expect(self) -> None:
         self._stop_expecting()

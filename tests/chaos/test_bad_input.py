@@ -283,7 +283,7 @@ async def test_headers_without_measure_are_refused_and_cost_no_memory(
 async def test_requests_made_up_from_the_document_are_answered_as_it_says_while_runs_go_on(
     chaos: Gauge, cluster: Cluster, callers: Callers, gate: Gate, sql: Database, tmp_path: Path, phase: str
 ) -> None:
-    """With the scenario's seed."""
+    """With the scenario's seed. Seen to fail without: the refusal of forged cursors."""
     (service,) = await cluster.start(LEASE_S="15")
     async with at_work(chaos, callers, gate) as made:
         done = await asyncio.to_thread(fuzz, service.url, tmp_path, phase, 60, chaos.seed, sparing=DISTURBING)

@@ -73,7 +73,7 @@ async def test_a_stop_and_a_completion_at_the_same_time_end_a_run_once(
 ) -> None:
     """The request is answered with the one end that the run came to, and the log has that end and no other.
 
-    Seen to fail without: the epoch and the status in the fence, the look at the status behind the locks of a stop.
+    Seen to fail without: epoch, write number and status in the fence, the look at the status behind a stop's locks.
     """
     clients = await two_callers(cluster, caller)
 

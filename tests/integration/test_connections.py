@@ -92,3 +92,27 @@ async def test_a_reader_who_is_slow_but_reads_is_not_dropped() -> None:
         writer.close()
         async with asyncio.timeout(10):
             await app.ended.wait()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        [b"GET /" + b"x" * 1024] + [b"x" * 1024] * 200,
+        [b"GET / HTTP/1.1\r\n"] + [b"A-Header: " + b"x" * 1024 + b"\r\n"] * 200,
+    ],
+    ids=["line", "headers"],
+)
+async def test_a_head_without_measure_is_refused(head: list[bytes]) -> None:
+    """Seen to fail without the bound of `_count` (headers) and of `_held` (a line that never ends)."""
+    async with serving(Endless()) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with suppress(ConnectionError):
+            for piece in head:
+                writer.write(piece)
+                await writer.drain()
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):
+                assert (await reader.read(12)) in (b"HTTP/1.1 400", b"")
+                while await reader.read(65536):
+                    pass
+        writer.close()
