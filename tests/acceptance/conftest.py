@@ -61,6 +61,7 @@ def settings(model: Model, gates: Gates) -> Settings:
             "OPENAI_API_KEY": "a-key",
             "TOOL_MODULES": "tests.acceptance.tools",
             "GATES_DIR": str(gates.folder),
+            "SHUTDOWN_DELAY_S": "0",  # no balancer has to notice
             **more,
         }
 

@@ -166,7 +166,7 @@ async def test_ctrl_c_reaches_parent_and_workers_and_ends_them_once(
 
     Seen to fail with workers that take the second Ctrl-C for a wish to end at once.
     """
-    environment = settings(DATABASE_URL=database_url, WORKERS="2", SHUTDOWN_DELAY_S=FOR_EVER_S, SHUTDOWN_GRACE_S="4")
+    environment = settings(DATABASE_URL=database_url, WORKERS="2", SHUTDOWN_DELAY_S="3", SHUTDOWN_GRACE_S="4")
     service = serve(environment).ready()
     model.script(SILENT)
     run_id = (await caller(service).create(agent=an_agent(), input="Go."))["run_id"]

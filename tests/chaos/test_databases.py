@@ -107,6 +107,7 @@ class Witness:
 
 async def crash_and_come_back(chaos: Gauge, server: Server, witness: Witness) -> None:
     """After a while the server crashes; once somebody was refused, and a moment later, it is there again."""
+    await holds(lambda: len(witness.run_ids) > 0, "somebody to have been told of a run")
     await asyncio.sleep(chaos.dice.uniform(1.0, 4.0))
     before = witness.refused
     chaos.kills += 1

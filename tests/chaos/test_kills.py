@@ -34,7 +34,8 @@ async def test_replicas_are_killed_again_and_again_while_they_run_tools(
     chaos: Gauge, cluster: Cluster, callers: Callers, gate: Gate
 ) -> None:
     """Every run ends, no event is lost or doubled, no committed effect takes place twice, and readers who come back
-    with their last id see every event once and in order.
+    with their last id see every event once and in order. A run whose process was killed three times in a row while it
+    was under way is given up; no other fails.
 
     Seen to fail without: the record of intent before a call (`started` in `_begin_calls`).
     """
@@ -56,7 +57,9 @@ async def test_replicas_are_killed_again_and_again_while_they_run_tools(
             # Each run begins a call with an effect at least once, so that so many will come.
             await kill_some(chaos, cluster, gate, before + chaos.dice.randint(1, fresh))
         runs = {run["run_id"]: run for run in await callers.all_ended([await each for each in working])}
-    assert {run["status"] for run in runs.values()} == {"completed"}
+    given_up = [run for run in runs.values() if run["status"] != "completed"]
+    assert all(run["error"]["code"] == "poisoned" and run["attempt"] >= 3 for run in given_up), given_up
+    assert len(given_up) <= len(runs) / 10
     check_effects(gate, list(runs.values()))
     for run_id, log in reading.items():
         check_log([sent.event for sent in log.result()], runs[run_id])

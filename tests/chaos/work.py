@@ -58,7 +58,10 @@ def some_work(chaos: Gauge, ledger: str) -> str:
 
 
 def check_effects(gate: Gate, runs: list[Json]) -> None:
-    """No unsafe call was begun twice, and none that counts as done was not; a repeated one had the same key."""
+    """No unsafe call was begun twice, and none that counts as done was not; a repeated one had the same key.
+
+    What may be repeated is done in the end, if its run was completed.
+    """
     begun = Counter((entry["run_id"], entry["tool_call_id"]) for entry in gate.calls())
     keys: dict[tuple[str, str], set[str]] = {}
     for entry in gate.calls():
@@ -72,7 +75,7 @@ def check_effects(gate: Gate, runs: list[Json]) -> None:
                     assert times <= 1, call
                     assert times == 1 or not call["success"], call
                 case "store":
-                    assert times >= 1, call
-                    assert call["success"], call
+                    assert times >= 1 or not call["success"], call
+                    assert call["success"] or run["status"] != "completed", call
                 case _:
-                    assert call["success"], call
+                    assert call["success"] or run["status"] != "completed", call

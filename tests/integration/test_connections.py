@@ -42,7 +42,7 @@ class Endless:
 @asynccontextmanager
 async def serving(app: Endless) -> AsyncIterator[int]:
     """The port of a server of that application."""
-    config = uvicorn.Config(app, port=0, http=Impatient, lifespan="off", log_config=None, log_level="critical")
+    config = uvicorn.Config(app, port=0, http=Impatient, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve())
     async with asyncio.timeout(10):

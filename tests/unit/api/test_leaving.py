@@ -28,6 +28,9 @@ class Runs:
         self.cancelled: list[str] = []
         self.unavailable = False
 
+    def stays(self) -> None:
+        """This replica does not stop."""
+
     async def create(self, command: Any, key: Any) -> Created:
         return Created(self._run)
 

@@ -25,6 +25,9 @@ class Runs:
         self.waited_s = 0.0
         self.limits: Any = None
 
+    def stays(self) -> None:
+        """This replica does not stop."""
+
     async def create(self, command: Any, key: Any) -> Created:
         self.commands.append(command)
         self.keys.append(key)
