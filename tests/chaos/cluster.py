@@ -42,6 +42,12 @@ class Cluster:
         self._chaos.kills += 1
         await asyncio.to_thread(service.kill)
 
+    def leave(self, service: Service) -> None:
+        """SIGTERM; callers turn to the others from now on."""
+        self.replicas.remove(service)
+        self._chaos.kills += 1
+        service.terminate()
+
     def suspend(self, service: Service) -> None:
         """SIGSTOP: it does nothing, and does not know it."""
         self._chaos.kills += 1
