@@ -64,6 +64,7 @@ class Lease:
         self._failed = False  # a beat has, since the last one that got through
         self._judges_from = float("-inf")
         self._stop = threading.Event()
+        self._stopping: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None  # in the heartbeat's own loop
         self._first = threading.Event()
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -86,6 +87,10 @@ class Lease:
     async def stop(self) -> None:
         """Stop beating and take leave, so that nobody waits for this lease to run out."""
         self._stop.set()
+        if self._stopping is not None:
+            loop, stopping = self._stopping
+            with contextlib.suppress(RuntimeError):  # it has ended already
+                loop.call_soon_threadsafe(stopping.set)
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join, self._lease_s)
 
@@ -124,12 +129,16 @@ class Lease:
 
     async def _beat_until_stopped(self) -> None:
         interval = self._lease_s / 5
+        stopping = asyncio.Event()
+        self._stopping = asyncio.get_running_loop(), stopping
         watching = asyncio.create_task(self._tell_when_lost(), name="lease-watch")
         try:
             while not self._stop.is_set():
                 # There is no lease to lose before the first beat, and a busy machine may be slow to connect.
                 await self._tell(interval if self._first.is_set() else self._lease_s)
-                await asyncio.to_thread(self._stop.wait, min(interval, RETRY_S) if self._failed else interval)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(interval, RETRY_S) if self._failed else interval):
+                        await stopping.wait()
             await self._tell(interval)
         finally:
             watching.cancel()
