@@ -95,7 +95,7 @@ async def test_nothing_but_time_is_lost_where_nobody_is_notified(
         while True:
             chaos.kills += await sql.fetchval(
                 """SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-                   WHERE datname = current_database() AND query ILIKE 'listen%'"""
+                   WHERE datname = current_database() AND pid <> pg_backend_pid() AND query ~* '^listen|pg_notify'"""
             )
             await asyncio.sleep(0.2)
 
@@ -114,6 +114,9 @@ async def test_nothing_but_time_is_lost_where_nobody_is_notified(
                 chaos.runs += 2
     finally:
         deafening.cancel()
+        await asyncio.wait({deafening})
+    assert deafening.cancelled()
+    assert chaos.kills, "no listener was killed"
     chaos.measured.append(f"events came {max(late):.2f} s after their commit at the latest")
     await cluster.check()
 
