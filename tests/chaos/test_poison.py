@@ -21,8 +21,7 @@ async def test_a_run_that_kills_its_process_is_given_up_and_its_neighbours_are_n
 ) -> None:
     """Its neighbours complete, whether they were under way with it or are paused and resumed all the while.
 
-    Seen to fail without: the one suspect at a time (`ReadyQueue.claim`, then neighbours are poisoned too), the crash
-    count that a resume and a committed step set back to 0.
+    Seen to fail without: the condition of a claim that leaves suspects out (then neighbours are poisoned too).
     """
     # Workers of one service: whoever dies is started again, and takes over what it has left behind.
     (service,) = await cluster.start(WORKERS="2")

@@ -29,8 +29,7 @@ async def test_replicas_are_stopped_in_mid_stream_and_their_runs_and_readers_go_
 ) -> None:
     """Each ends within its grace time with exit code 0; no run waits for a lease, and no reader misses an event.
 
-    Seen to fail without: `RunDriver.release` at the end of the grace time (the run then waits for the lease), the end
-    of streams at the drain (`MemoryBus.closing`).
+    Seen to fail without: the release of a run at the end of the grace time.
     """
     await cluster.start(2, LEASE_S=LONG_LEASE_S, SHUTDOWN_GRACE_S=GRACE_S)
     answer_s = chaos.size(8.0, 3.0)
