@@ -16,9 +16,9 @@ from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
 from app.db.pools import Pools, PoolSizes
 from app.engine.limits import SERVICE_LIMITS
+from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.store_errors import StoreError, StoreUnavailable
-from app.event_bus.memory import MemoryBus
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
 from app.services.agent_checks import Grants
@@ -60,82 +60,111 @@ _CAPABILITIES = (
 log = get_logger(__name__)
 
 
-class Replica:
-    """The parts of one replica. `running_replica` makes, starts and stops it."""
+class _Execution:
+    """The half of a replica that executes runs: the bus, the executor, and the worker that brings it runs.
 
-    def __init__(self, settings: Settings, pools: Pools, tools: ToolRegistry, policy: PolicyEngine) -> None:
+    `start` and `stop` are called once each; nothing is accepted before `start`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        pools: Pools,
+        models: ModelClient,
+        tools: ToolRegistry,
+        policy: PolicyEngine,
+        metrics: Metrics,
+    ) -> None:
         owner = str(uuid7())
         direct_url = settings.database_direct_url or settings.database_url
-        config = _model_config(settings)
-        self._settings = settings
-        self._tools = tools
-        metrics = Metrics()
-        self._models = build_model_client(config, metrics=metrics)
         hears = settings.database_prepared or bool(settings.database_direct_url)
-        self._bus = PostgresBus(direct_url, owner, hears=hears)
         store = MeteredRunStore(pools.execution, metrics)
-        unread_s = UNWATCHED_EVERY_S if hears else UNHEARD_EVERY_S
-        self._deltas = DeltaGatherer(store, self._bus, time.monotonic, unread_s)
+        self.bus = PostgresBus(direct_url, owner, hears=hears)
+        self._deltas = DeltaGatherer(store, self.bus, time.monotonic, UNWATCHED_EVERY_S if hears else UNHEARD_EVERY_S)
         metered_tools = MeteredTools(tools, metrics)
-        ports = DriverPorts(store, self._models, metered_tools, self._bus, self._deltas, time.monotonic, policy)
-        executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
-        executor.accepting = False
-        claim_loop = ClaimLoop(store, executor, self._bus, lambda: pools.execution.pool_use().exhausted)
-        lease = Lease(direct_url, owner, settings.lease_s, self._peers_counted)
-        self._watch = Watch()
-        self._worker = Worker(
+        ports = DriverPorts(store, models, metered_tools, self.bus, self._deltas, time.monotonic, policy)
+        self.executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
+        self.executor.accepting = False
+        self.claim_loop = ClaimLoop(store, self.executor, self.bus, lambda: pools.execution.pool_use().exhausted)
+        self.watch = Watch()
+        self.worker = Worker(
             pools.execution,
             store,
-            executor,
-            self._bus,
-            claim_loop,
-            lease,
+            self.executor,
+            self.bus,
+            self.claim_loop,
+            Lease(direct_url, owner, settings.lease_s, self._peers_counted),
             metrics,
-            self._watch,
+            self.watch,
             Sweeper(pools.execution, owner, _retention(settings), metrics),
             lease_s=settings.lease_s,
             step_deadline_s=settings.step_deadline_s,
         )
-        _add_gauges(metrics, pools, executor, self._bus)
-        metrics.gauge(
-            "agent_runner.runs.stalled",
-            "Runs under way here without progress for STEP_DEADLINE_S.",
-            lambda: [(self._worker.stalled, {})],
-        )
-        self._bus.on_control(executor.signal)
-        self._bus.on_wake(executor.wake)
-        self._bus.on_watched(self._deltas.noticed)
+        self.bus.on_control(self.executor.signal)
+        self.bus.on_wake(self.executor.wake)
+        self.bus.on_watched(self._deltas.noticed)
+
+    async def start(self) -> None:
+        """Raises StoreUnavailable: the database does not take this replica's heartbeat."""
+        self.watch.over(self._deltas.start())
+        await self.worker.start()
+
+    async def stop(self) -> None:
+        """End, after the worker's drain."""
+        await self.worker.stop()
+        await self._deltas.stop()
+
+    def _peers_counted(self, peers: int) -> None:
+        self.bus.alone = peers == 0
+
+
+class Replica:
+    """The parts of one replica. `running_replica` makes, starts and stops it."""
+
+    def __init__(self, settings: Settings, pools: Pools, tools: ToolRegistry, policy: PolicyEngine) -> None:
+        config = _model_config(settings)
+        metrics = Metrics()
+        self._settings = settings
+        self._tools = tools
+        self._models = build_model_client(config, metrics=metrics)
         self._agents = agent_service(settings, pools.api, tools)
-        api_store = MeteredRunStore(pools.api, metrics)
+        self._execution = _Execution(settings, pools, self._models, tools, policy, metrics)
+        self._draining: asyncio.Task[None] | None = None
+        self.services = self._build_services(pools, policy, metrics, _about(settings, config))
+        _add_gauges(metrics, pools, self._execution)
+
+    def _build_services(self, pools: Pools, policy: PolicyEngine, metrics: Metrics, about: dict[str, Any]) -> Services:
+        """The half that answers requests: on connections of its own, and besides those on the bus and the executor."""
+        execution, agents, tools = self._execution, self._agents, self._tools
+        store = MeteredRunStore(pools.api, metrics)
         runs = RunService(
             pools.api,
-            api_store,
-            self._agents,
+            store,
+            agents,
             tools,
             policy,
-            executor,
-            self._bus,
-            backlog=lambda: claim_loop.backlog,
-            max_queued=settings.max_queued_runs,
+            execution.executor,
+            execution.bus,
+            backlog=lambda: execution.claim_loop.backlog,
+            max_queued=self._settings.max_queued_runs,
         )
-        self._draining: asyncio.Task[None] | None = None
-        self.services = Services(
+        return Services(
             runs=runs,
             run_queries=RunQueries(pools.api),
-            forks=ForkService(api_store, self._agents, runs),
-            interactions=InteractionService(pools.api, self._agents, tools, runs),
-            streams=EventStreams(pools.streams, self._bus),
-            family_streams=FamilyStreams(pools.streams, self._bus),
+            forks=ForkService(store, agents, runs),
+            interactions=InteractionService(pools.api, agents, tools, runs),
+            streams=EventStreams(pools.streams, execution.bus),
+            family_streams=FamilyStreams(pools.streams, execution.bus),
             threads=ThreadService(pools.api),
-            agents=self._agents,
+            agents=agents,
             tools=ToolCatalogue(tools, tools.mcp),
             health=Health(
                 pools.readiness,
-                lambda: self.draining,
-                lambda: executor.accepting,
-                lambda: self._watch.problem,
-                pools.shortage,
-                _about(settings, config),
+                draining=lambda: self.draining,
+                accepting=lambda: execution.executor.accepting,
+                broken=lambda: execution.watch.problem,
+                shortage=pools.shortage,
+                about=about,
             ),
             metrics=metrics,
         )
@@ -149,8 +178,7 @@ class Replica:
         """
         self._tools.start()
         await self._agents.sync_files(self._settings.agents_dir)
-        self._watch.over(self._deltas.start())
-        await self._worker.start()
+        await self._execution.start()
 
     @property
     def draining(self) -> bool:
@@ -166,20 +194,16 @@ class Replica:
         """
         if self._draining is None:
             self.services.runs.close()
-            self._bus.close_readers()
-            draining = self._worker.drain(self._settings.shutdown_grace_s)
+            self._execution.bus.close_readers()
+            draining = self._execution.worker.drain(self._settings.shutdown_grace_s)
             self._draining = asyncio.create_task(draining, name="drain")
         return self._draining
 
     async def stop(self) -> None:
         await self.drain()
-        await self._worker.stop()
-        await self._deltas.stop()
+        await self._execution.stop()
         await self._models.aclose()
         await self._tools.aclose()
-
-    def _peers_counted(self, peers: int) -> None:
-        self._bus.alone = peers == 0
 
 
 @asynccontextmanager
@@ -274,7 +298,7 @@ def _retention(settings: Settings) -> Retention:
     )
 
 
-def _add_gauges(metrics: Metrics, pools: Pools, executor: LocalExecutor, bus: MemoryBus) -> None:
+def _add_gauges(metrics: Metrics, pools: Pools, execution: _Execution) -> None:
     def connections() -> Iterator[tuple[int, Labels]]:
         for use in pools.use():
             yield use.used, {"pool": use.pool, "state": "used"}
@@ -283,18 +307,23 @@ def _add_gauges(metrics: Metrics, pools: Pools, executor: LocalExecutor, bus: Me
     metrics.gauge(
         "agent_runner.runs.under_way",
         "Runs that this replica executes now.",
-        lambda: [(len(executor.under_way()), {})],
+        lambda: [(len(execution.executor.under_way()), {})],
     )
     metrics.gauge(
         "agent_runner.subscribers",
         "Who follows events here now: streams, and callers that wait for a run.",
-        lambda: [(bus.subscribers(), {})],
+        lambda: [(execution.bus.subscribers(), {})],
     )
     metrics.gauge("agent_runner.db.connections", "Open database connections, by pool and state.", connections)
     metrics.counter(
         "agent_runner.db.acquire_timeouts",
         "How often none of a pool's connections was free in time.",
         lambda: [(use.timeouts, {"pool": use.pool}) for use in pools.use()],
+    )
+    metrics.gauge(
+        "agent_runner.runs.stalled",
+        "Runs under way here without progress for STEP_DEADLINE_S.",
+        lambda: [(execution.worker.stalled, {})],
     )
 
 

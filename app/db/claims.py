@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from app.db.database import Connection
 from app.db.steering import lock
-from app.engine.records import Fence
+from app.engine.ownership import Fence
 
 
 async def release_run(connection: Connection, fence: Fence, elapsed_s: float, delay_s: float) -> bool:

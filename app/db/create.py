@@ -19,7 +19,8 @@ from app.db.fenced_write import stored_events
 from app.db.keys import IDEMPOTENCY_TTL
 from app.db.rows import RUN_COLUMNS, json_text, messages_as_json, overrides_as_json, run_from_row
 from app.engine.events import encode
-from app.engine.records import Claim, Created, Fence, NewRun, OnBusyThread, Opening
+from app.engine.ownership import Claim, Created, Fence
+from app.engine.records import NewRun, OnBusyThread, Opening
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from app.db.database import Connection
 from app.db.fenced_write import stored_events
 from app.engine.events import encode
-from app.engine.records import Committed, DeltaOutcome, DeltaWrite, Fence
+from app.engine.ownership import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.status import RunStatus
 
 _APPEND = """

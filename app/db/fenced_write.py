@@ -19,7 +19,7 @@ from typing import Any
 from app.db.database import Connection
 from app.db.rows import TOOL_RECORD_COLUMNS, json_text, tool_record_arrays
 from app.engine.events import StoredEvent, encode
-from app.engine.records import Committed, Fence, Write
+from app.engine.ownership import Committed, Fence, Write
 from app.engine.status import RunStatus
 
 
@@ -31,7 +31,7 @@ class Parts:
     records: bool
     checkpoint: bool
     pausable: bool
-    step_closed: bool
+    progress: bool
     waits: bool
     terminal: bool
 
@@ -95,7 +95,7 @@ def _held(parts: Parts, arg: _Arguments, needs_thread: bool) -> str:
         f"cost_usd = {arg('cost_usd', 'numeric')}",
         f"elapsed_s = {arg('elapsed_s', 'float8')}",
     ]
-    if parts.step_closed:
+    if parts.progress:
         sets.append("crashes = 0")
     if pauses:
         sets += [
@@ -216,7 +216,7 @@ class FencedWrite:
             records=bool(write.records),
             checkpoint=write.checkpoint is not None,
             pausable=on_pause is not None,
-            step_closed=write.step_closed,
+            progress=write.progress,
             waits=write.status is RunStatus.WAITING,
             terminal=write.status.terminal,
         )

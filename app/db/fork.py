@@ -16,7 +16,8 @@ from app.db.create import create_run
 from app.db.database import Connection
 from app.db.rows import RUN_COLUMNS, run_from_row, run_uuid
 from app.engine.agent import AgentVersion
-from app.engine.records import Created, IdempotencyKey, NewRun, RunRecord
+from app.engine.ownership import Created
+from app.engine.records import IdempotencyKey, NewRun, RunRecord
 from app.engine.state import Phase
 from app.engine.store_errors import AgentChanged, RunNotFound, ThreadExists
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from app.db.database import Database
 from app.db.run_store import PostgresRunStore
 from app.engine.errors import RunError
-from app.engine.records import Claim, Committed, Created, Expired, Fence, IdempotencyKey, NewRun, Stopped, Woken, Write
+from app.engine.ownership import Claim, Committed, Created, Fence, Woken, Write
+from app.engine.records import Expired, IdempotencyKey, NewRun, Stopped
 from app.engine.status import RunStatus
 from app.telemetry.metrics import Metrics
 

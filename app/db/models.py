@@ -25,7 +25,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PgUuid
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -72,6 +72,16 @@ class Replica(Base):
     draining: Mapped[bool] = mapped_column(server_default=text("false"))
     started_at: Mapped[datetime] = mapped_column(server_default=_NOW)
     heartbeat_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Crash(Base):
+    """A replica that was found dead, when, and with which runs under way."""
+
+    __tablename__ = "crashes"
+
+    incarnation: Mapped[UUID] = mapped_column(primary_key=True)
+    at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    run_ids: Mapped[list[UUID]] = mapped_column(ARRAY(PgUuid(as_uuid=True)))
 
 
 class Chore(Base):

@@ -9,7 +9,7 @@ from app.db.database import Connection
 from app.db.family import charge_children, create_children, lock_parent, wake
 from app.db.fenced_write import FencedWrite
 from app.db.steering import stop_children
-from app.engine.records import Committed, Woken, Write
+from app.engine.ownership import Committed, Woken, Write
 from app.engine.status import RunStatus
 
 

@@ -25,7 +25,8 @@ from app.db.stimuli import stimuli_since
 from app.engine.agent import AgentVersion
 from app.engine.events import ResumeReason, StoredEvent
 from app.engine.messages import Message, ThreadMessage
-from app.engine.records import Loaded, RunRecord
+from app.engine.ownership import Loaded
+from app.engine.records import RunRecord
 from app.engine.state import Checkpoint, Phase
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 
 from app.db.database import Connection
 from app.engine.crashes import SUSPECT_CRASHES
-from app.engine.records import Claim, Fence
+from app.engine.ownership import Claim, Fence
 
 FULL_LOOK_EVERY_S = 5.0
 # How much later than its `available_at` a run may become visible and still be found by the next look.

@@ -9,54 +9,68 @@ from dataclasses import dataclass
 
 from app.db.database import Connection
 from app.db.steering import lock, stop
-from app.engine.crashes import MAX_CRASHES, poisoned
+from app.engine.crashes import AMONG_OTHERS_S, MAX_CRASHES, MAX_CRASHES_AMONG_OTHERS, poisoned
 from app.engine.records import Stopped
 from app.engine.status import RunStatus
 
 # A replica is dead when its last beat is older than the lease, or when it has no row at all. After the database itself
 # has stood still, everyone's last beat is old, and that of whoever asks as well: then nobody is judged.
 _DEAD_OWNERS = """
-    SELECT r.run_id FROM runs r
+    SELECT r.run_id, r.owner, r.crashes + 1 AS crashes FROM runs r
     LEFT JOIN replicas p ON p.incarnation = r.owner
         AND p.heartbeat_at > clock_timestamp() - make_interval(secs => $1)
     WHERE r.status = 'running' AND p.incarnation IS NULL
       AND EXISTS (SELECT 1 FROM replicas
-                  WHERE incarnation = $4::uuid AND heartbeat_at > clock_timestamp() - make_interval(secs => $1 / 2))
+                  WHERE incarnation = $3::uuid AND heartbeat_at > clock_timestamp() - make_interval(secs => $1 / 2))
     ORDER BY r.run_id LIMIT $2 FOR NO KEY UPDATE OF r SKIP LOCKED
 """
+
+# `without` is those runs beside which others have died lately. A run without an owner has itself to blame (`disown`).
+_REQUEUE = f"""
+WITH orphan AS ({_DEAD_OWNERS}),
+crash AS (
+    INSERT INTO crashes AS c (incarnation, run_ids)
+    SELECT owner, array_agg(run_id) FROM orphan WHERE owner IS NOT NULL GROUP BY owner ORDER BY owner
+    ON CONFLICT (incarnation) DO UPDATE SET run_ids = c.run_ids || EXCLUDED.run_ids),
+without AS (
+    SELECT o.run_id FROM orphan o
+    WHERE EXISTS (SELECT 1 FROM crashes c
+                  WHERE c.at > clock_timestamp() - make_interval(secs => {AMONG_OTHERS_S})
+                    AND c.incarnation <> o.owner AND o.run_id <> ALL (c.run_ids))
+       OR EXISTS (SELECT 1 FROM orphan c WHERE c.owner <> o.owner)),
+judged AS (
+    SELECT run_id, crashes,
+           crashes >= CASE WHEN run_id IN (SELECT run_id FROM without)
+                           THEN {MAX_CRASHES_AMONG_OTHERS} ELSE {MAX_CRASHES} END AS given_up
+    FROM orphan)
+UPDATE runs SET status = CASE WHEN given_up THEN status ELSE 'queued' END, owner = CASE WHEN given_up THEN owner END,
+                epoch = epoch + 1, crashes = judged.crashes, resume_reason = 'crash', available_at = clock_timestamp()
+FROM judged WHERE runs.run_id = judged.run_id
+RETURNING runs.run_id, given_up"""
 
 
 async def requeue_orphans(connection: Connection, judge: str, lease_s: float, limit: int) -> tuple[int, list[str]]:
     """Put runs of dead replicas back into the queue, but for those that have crashed too often; executes nothing.
+
+    Too often is `MAX_CRASHES` in a row, or, where other processes have died without the run in the last minute,
+    `MAX_CRASHES_AMONG_OTHERS`.
 
     Args:
         judge: the replica that asks; without a beat of its own within half a lease it finds nothing.
         lease_s: seconds after which a replica that was not heard of counts as dead.
 
     Returns:
-        how many runs went back, and the ids of those that have now crashed `MAX_CRASHES` times: each is to be ended
-        with `poison`.
+        how many runs went back, and the ids of those that are given up: each is to be ended with `poison`.
     """
-    rows = await connection.fetch(
-        f"""WITH orphan AS ({_DEAD_OWNERS})
-            UPDATE runs SET status = CASE WHEN crashes + 1 >= $3 THEN status ELSE 'queued' END,
-                            owner = CASE WHEN crashes + 1 >= $3 THEN owner END,
-                            epoch = epoch + 1, crashes = crashes + 1, resume_reason = 'crash',
-                            available_at = clock_timestamp()
-            FROM orphan WHERE runs.run_id = orphan.run_id
-            RETURNING runs.run_id, crashes""",
-        lease_s,
-        limit,
-        MAX_CRASHES,
-        judge,
-    )
-    given_up = [str(row["run_id"]) for row in rows if row["crashes"] >= MAX_CRASHES]
+    rows = await connection.fetch(_REQUEUE, lease_s, limit, judge)
+    given_up = [str(row["run_id"]) for row in rows if row["given_up"]]
     return len(rows) - len(given_up), given_up
 
 
 async def poison(connection: Connection, run_id: str) -> Stopped:
     """End a run that has taken its process down time after time."""
-    return await stop(connection, await lock(connection, run_id), RunStatus.FAILED, poisoned())
+    locked = await lock(connection, run_id)
+    return await stop(connection, locked, RunStatus.FAILED, poisoned(locked.row["crashes"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +122,8 @@ async def disown(connection: Connection, owner: str, runs: dict[str, int]) -> No
     )
 
 
-async def take_crash_back(connection: Connection, runs: dict[str, int]) -> int:
-    """Say of runs that their replica has let go of them before it was taken for dead: that was no crash of theirs.
+async def take_crash_back(connection: Connection, owner: str, runs: dict[str, int]) -> int:
+    """Say of a replica's runs that it has let go of them before it was taken for dead: that was no crash.
 
     Call it once for each such run, when none of them can be counted as crashed any more.
 
@@ -120,10 +134,12 @@ async def take_crash_back(connection: Connection, runs: dict[str, int]) -> int:
         how many runs have a crash less.
     """
     rows = await connection.fetch(
-        """UPDATE runs SET crashes = crashes - 1
-           FROM unnest($1::uuid[], $2::bigint[]) AS dropped(run_id, epoch)
+        """WITH none AS (DELETE FROM crashes WHERE incarnation = $1::uuid)
+           UPDATE runs SET crashes = crashes - 1
+           FROM unnest($2::uuid[], $3::bigint[]) AS dropped(run_id, epoch)
            WHERE runs.run_id = dropped.run_id AND runs.epoch > dropped.epoch AND crashes > 0 AND finished_at IS NULL
            RETURNING 1""",
+        owner,
         list(runs),
         list(runs.values()),
     )

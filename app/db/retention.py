@@ -180,7 +180,8 @@ async def forget_keys(connection: Connection, limit: int) -> int:
 
 
 async def forget_dead_replicas(connection: Connection) -> int:
-    """Remove the rows of replicas that died long ago and own nothing; how many they were."""
+    """Remove the rows of replicas that died long ago and own nothing, and their crashes; how many they were."""
+    await connection.execute("DELETE FROM crashes WHERE at < clock_timestamp() - interval '1 hour'")
     done = await connection.execute(
         """DELETE FROM replicas p WHERE heartbeat_at < clock_timestamp() - interval '1 hour'
            AND NOT EXISTS (SELECT 1 FROM runs WHERE owner = p.incarnation AND status = 'running')"""

@@ -27,25 +27,8 @@ from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import SERVICE_LIMITS, Limits, RunLimits
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
-from app.engine.records import (
-    Claim,
-    Committed,
-    Created,
-    DeltaOutcome,
-    DeltaWrite,
-    Expired,
-    Fence,
-    IdempotencyKey,
-    Loaded,
-    NewRun,
-    OnBusyThread,
-    Resolved,
-    RunRecord,
-    Stimulated,
-    Stopped,
-    Woken,
-    Write,
-)
+from app.engine.ownership import Claim, Committed, Created, DeltaOutcome, DeltaWrite, Fence, Loaded, Woken, Write
+from app.engine.records import Expired, IdempotencyKey, NewRun, OnBusyThread, Resolved, RunRecord, Stimulated, Stopped
 from app.engine.resume import limit_on_resume
 from app.engine.status import RunStatus
 from app.engine.store_errors import (

@@ -12,23 +12,8 @@ from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import Limits
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
-from app.engine.records import (
-    Claim,
-    Committed,
-    Created,
-    DeltaOutcome,
-    DeltaWrite,
-    Expired,
-    Fence,
-    Loaded,
-    NewRun,
-    Resolved,
-    RunRecord,
-    Stimulated,
-    Stopped,
-    Woken,
-    Write,
-)
+from app.engine.ownership import Claim, Committed, Created, DeltaOutcome, DeltaWrite, Fence, Loaded, Woken, Write
+from app.engine.records import Expired, NewRun, Resolved, RunRecord, Stimulated, Stopped
 from app.engine.status import RunStatus
 
 

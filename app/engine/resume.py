@@ -7,7 +7,7 @@ from app.engine.agent import AgentOverrides, ResolvedAgent, resolve
 from app.engine.decide import decide
 from app.engine.limits import Limits, RunLimits
 from app.engine.messages import Role, ThreadMessage
-from app.engine.records import Loaded
+from app.engine.ownership import Loaded
 from app.engine.state import RunState, restore
 from app.engine.store_errors import DamagedCheckpoint
 

@@ -1,4 +1,4 @@
-"""The use cases of one replica, put together by `app.main` and handed to whoever calls them."""
+"""The use cases of one replica, put together by `app.replica` and handed to whoever calls them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from app.db.fork import ForkPoint, ForkRequest
 from app.db.run_store import PostgresRunStore
 from app.engine.agent import AgentDefinition, AgentOverrides
 from app.engine.messages import Message
-from app.engine.records import Created, ForkedFrom, IdempotencyKey, NewRun, RunRecord
+from app.engine.ownership import Created
+from app.engine.records import ForkedFrom, IdempotencyKey, NewRun, RunRecord
 from app.engine.state import Phase
 from app.engine.store_errors import AgentChanged
 from app.services.agents import AgentService, ResolvedRef

@@ -23,16 +23,10 @@ from app.engine.first_write import first_write
 from app.engine.limits import SERVICE_LIMITS, RunLimits
 from app.engine.messages import Message
 from app.engine.moves import waits_outside
+from app.engine.ownership import Created
 from app.engine.policy import PolicyEngine
 from app.engine.ports import Executor
-from app.engine.records import (
-    Created,
-    IdempotencyKey,
-    NewRun,
-    OnBusyThread,
-    OnDisconnect,
-    RunRecord,
-)
+from app.engine.records import IdempotencyKey, NewRun, OnBusyThread, OnDisconnect, RunRecord
 from app.engine.status import RunStatus
 from app.engine.store_errors import AgentChanged, StoreUnavailable
 from app.engine.tools import ToolPort

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from app.engine.events import DELTA_TYPES, Event, EventType, RunIdentity
+from app.engine.ownership import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.ports import EventBus, RunStore
-from app.engine.records import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.store_errors import StoreError, reason_of
 from app.telemetry.logs import get_logger
 

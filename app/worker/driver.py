@@ -27,9 +27,9 @@ from app.engine.messages import Message
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.model_request import build_request
 from app.engine.moves import CallMove, moves_of
+from app.engine.ownership import Committed, Fence, Woken, Write
 from app.engine.policy import PolicyEngine
 from app.engine.ports import EventBus, RunStore
-from app.engine.records import Committed, Fence, Woken, Write
 from app.engine.scope import Scope
 from app.engine.state import OpenCall, RunState, finished
 from app.engine.status import RunStatus
@@ -66,15 +66,15 @@ class RunDriver:
 
     Args:
         on_lost: called when deltas find that the run is another's now.
-        on_step_closed: called when a step was committed.
+        on_progress: called when a write was committed with which the run got further.
     """
 
     def __init__(
-        self, ports: DriverPorts, start: Start, *, on_lost: Callable[[], None], on_step_closed: Callable[[], None]
+        self, ports: DriverPorts, start: Start, *, on_lost: Callable[[], None], on_progress: Callable[[], None]
     ) -> None:
         self._ports = ports
         self._start = start
-        self._on_step_closed = on_step_closed
+        self._on_progress = on_progress
         self.run: RunIdentity = start.run.identity
         self._agent: ResolvedAgent = start.agent
         self._state = start.state
@@ -310,8 +310,8 @@ class RunDriver:
         if committed is None:
             raise LostRun(self.run.run_id)
         if isinstance(committed, Committed):
-            if write.step_closed:
-                self._on_step_closed()
+            if write.progress:
+                self._on_progress()
             await self._committed(committed, (*write.start, *write.messages))
             if write.children:
                 self._ports.bus.queued()

@@ -13,7 +13,8 @@ from app.engine.first_write import run_started
 from app.engine.limits import SERVICE_LIMITS, RunLimits
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
-from app.engine.records import Claim, Loaded, RunRecord
+from app.engine.ownership import Claim, Loaded
+from app.engine.records import RunRecord
 from app.engine.resume import state_of
 from app.engine.state import RunState
 from app.engine.status import RunStatus
@@ -177,7 +178,7 @@ class LocalExecutor:
             del self._tasks[run_id]
         self._freed()
 
-    def _step_closed(self, entry: _Task) -> None:
+    def _progressed(self, entry: _Task) -> None:
         if entry.suspect:
             entry.suspect = False
             self._freed()
@@ -197,7 +198,7 @@ class LocalExecutor:
                 self._ports,
                 start,
                 on_lost=lambda: self.signal(run_id, entry.claim.fence.epoch + 1),
-                on_step_closed=lambda: self._step_closed(entry),
+                on_progress=lambda: self._progressed(entry),
             )
             if entry.releasing:
                 driver.stop_at_next_commit()

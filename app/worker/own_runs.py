@@ -68,5 +68,5 @@ class OwnRuns:
         taken = {run_id: epoch for run_id, epoch in self._dropped.items() if kept.get(run_id) != epoch}
         # Forgotten first: were it sent twice, a crash would be taken back that did happen.
         self._dropped = {run_id: epoch for run_id, epoch in self._dropped.items() if run_id not in taken}
-        if taken and (count := await recovery.take_crash_back(connection, taken)):
+        if taken and (count := await recovery.take_crash_back(connection, self._executor.owner, taken)):
             log.info("crashes_taken_back", runs=count)

@@ -11,7 +11,8 @@ from app.engine.delegation import child_runs
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType
 from app.engine.moves import waiting_for
-from app.engine.records import RunRecord, StopChildren, Write
+from app.engine.ownership import StopChildren, Write
+from app.engine.records import RunRecord
 from app.engine.scope import Scope
 from app.engine.state import HoldKind, Outcome, Phase, RunState, checkpoint_of
 from app.engine.status import RunStatus
@@ -74,7 +75,7 @@ def step_write(
         elapsed_s=position.elapsed_s,
         message_seq=position.message_seq,
         start=position.run.input if position.joins else (),
-        step_closed=state.step > position.state.step or waits or outcome is not None,
+        progress=waits or outcome is not None or _gets_further(position.state, state),
         result=None if outcome is None else _result(state, outcome),
         error=None if outcome is None else outcome.error,
         wakes=position.wakes,
@@ -100,6 +101,15 @@ def note_write(position: Position, scope: Scope, events: tuple[Event, ...]) -> W
         message_seq=position.message_seq,
         wakes=position.wakes,
     )
+
+
+def _gets_further(before: RunState, after: RunState) -> bool:
+    """Whether a step, the model's response or a call's result came to it: what no later attempt does again."""
+    return (after.step, after.phase, _results(after)) != (before.step, before.phase, _results(before))
+
+
+def _results(state: RunState) -> int:
+    return sum(call.result is not None for call in state.calls)
 
 
 def _status(action: Action) -> RunStatus:

@@ -9,7 +9,8 @@ from app.engine.agent import ResolvedAgent
 from app.engine.events import Event
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
-from app.engine.records import Claim, RunRecord
+from app.engine.ownership import Claim
+from app.engine.records import RunRecord
 from app.engine.state import RunState
 
 

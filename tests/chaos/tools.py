@@ -13,9 +13,9 @@ from tests.acceptance.gates import Gate, note
 GATES = Path(os.environ["GATES_DIR"])
 
 
-def _on_record(ledger: str, call: ToolContext, **more: bool) -> None:
+def _on_record(ledger: str, call: ToolContext, kind: str = "calls", **more: bool) -> None:
     entry = {"run_id": call.run_id, "tool_call_id": call.tool_call_id, "idempotency_key": call.idempotency_key}
-    note(GATES, ledger, "calls", {**entry, **more})
+    note(GATES, ledger, kind, {**entry, **more})
 
 
 @tool(effect="unsafe")
@@ -23,6 +23,7 @@ async def charge(ledger: str, call: ToolContext, seconds: float = 0.0) -> str:
     """Do something that must not be done twice."""
     _on_record(ledger, call)
     await asyncio.sleep(seconds)
+    _on_record(ledger, call, "ended")
     return "charged"
 
 
@@ -31,6 +32,7 @@ async def store(ledger: str, call: ToolContext, seconds: float = 0.0) -> str:
     """Do something that the other side does once for each key."""
     _on_record(ledger, call)
     await asyncio.sleep(seconds)
+    _on_record(ledger, call, "ended")
     return "stored"
 
 

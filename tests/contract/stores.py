@@ -25,18 +25,9 @@ from app.engine.events import Event, EventType, StoredEvent
 from app.engine.limits import Limits
 from app.engine.messages import Message, Role, ToolCall
 from app.engine.moves import Stimuli
+from app.engine.ownership import Claim, Committed, DeltaOutcome, DeltaWrite, Fence, Woken, Write
 from app.engine.ports import RunStore
-from app.engine.records import (
-    Claim,
-    Committed,
-    DeltaOutcome,
-    DeltaWrite,
-    Fence,
-    NewRun,
-    Opening,
-    Woken,
-    Write,
-)
+from app.engine.records import NewRun, Opening
 from app.engine.state import Checkpoint, OpenCall, Phase, RunState, checkpoint_of
 from app.engine.status import RunStatus
 from app.engine.tools import ToolResult
@@ -282,7 +273,7 @@ class Owner:
             "checkpoint": self.checkpoint(Phase.CALL_MODEL),
             "opening": begins(self.step),
             "on_pause": (paused(self.step),),
-            "step_closed": True,
+            "progress": True,
         }
         return await self.surely(Event(EventType.TOOL_COMPLETED, done, {}), **fields | parts)
 

@@ -6,8 +6,9 @@ import asyncio
 from dataclasses import replace
 from decimal import Decimal
 
+from app.engine.ownership import Committed, StopChildren, Woken
 from app.engine.ports import RunStore
-from app.engine.records import Committed, NewRun, StopChildren, Woken
+from app.engine.records import NewRun
 from app.engine.status import RunStatus as S
 from tests.contract.stores import (
     STOPPED,

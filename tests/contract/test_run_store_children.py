@@ -11,8 +11,9 @@ import pytest
 
 from app.engine.events import ResumeReason
 from app.engine.moves import ChildEnd
+from app.engine.ownership import Committed, Woken
 from app.engine.ports import RunStore
-from app.engine.records import Committed, Stimulated, SubagentExecution, Woken
+from app.engine.records import Stimulated, SubagentExecution
 from app.engine.status import RunStatus as S
 from app.engine.store_errors import RunNotFound
 from app.engine.transition import ToolRecord

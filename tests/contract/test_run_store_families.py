@@ -10,8 +10,9 @@ import pytest
 
 from app.engine.events import ResumeReason
 from app.engine.interactions import InteractionStatus
+from app.engine.ownership import Woken
 from app.engine.ports import RunStore
-from app.engine.records import NewRun, Woken
+from app.engine.records import NewRun
 from app.engine.status import RunStatus as S
 from app.engine.store_errors import RunConflict, RunNotFound
 from app.engine.transition import ToolRecord

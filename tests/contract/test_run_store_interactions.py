@@ -10,8 +10,9 @@ import pytest
 from app.engine.events import ResumeReason
 from app.engine.interactions import Answer, Decision, InteractionKind, InteractionStatus, NewInteraction
 from app.engine.moves import InteractionEnd
+from app.engine.ownership import Committed
 from app.engine.ports import RunStore
-from app.engine.records import Committed, Resolved, Stimulated
+from app.engine.records import Resolved, Stimulated
 from app.engine.state import Gate, Hold, HoldKind, RunState, checkpoint_of
 from app.engine.status import RunStatus as S
 from app.engine.store_errors import InteractionDecided, InteractionNotFound, RunNotFound

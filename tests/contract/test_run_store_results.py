@@ -11,8 +11,9 @@ from app.engine.effects import ToolEffect
 from app.engine.events import ResumeReason
 from app.engine.messages import ToolCall
 from app.engine.moves import PostedResult
+from app.engine.ownership import Committed, Woken
 from app.engine.ports import RunStore
-from app.engine.records import Committed, Stimulated, Woken
+from app.engine.records import Stimulated
 from app.engine.state import OpenCall, Phase
 from app.engine.status import RunStatus as S
 from app.engine.store_errors import ResultConflict, RunNotFound, ToolCallNotFound

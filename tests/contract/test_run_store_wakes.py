@@ -8,8 +8,8 @@ import pytest
 
 from app.engine.interactions import InteractionStatus
 from app.engine.moves import Stimuli
+from app.engine.ownership import Committed, Woken
 from app.engine.ports import RunStore
-from app.engine.records import Committed, Woken
 from app.engine.status import RunStatus as S
 from app.engine.store_errors import RunNotFound
 from tests.contract.stores import (

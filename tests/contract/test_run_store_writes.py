@@ -12,8 +12,8 @@ import pytest
 
 from app.engine.events import ResumeReason
 from app.engine.messages import Role
+from app.engine.ownership import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.ports import RunStore
-from app.engine.records import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.state import Phase
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound

@@ -14,8 +14,9 @@ from app.engine.events import Event, EventType, StoredEvent
 from app.engine.interactions import Answer, Decision, InteractionKind, InteractionRecord, NewInteraction
 from app.engine.messages import Message, Role, ToolCall
 from app.engine.moves import waiting_for
+from app.engine.ownership import Committed
 from app.engine.ports import RunStore
-from app.engine.records import Committed, Lineage, NewRun, Stopped
+from app.engine.records import Lineage, NewRun, Stopped
 from app.engine.state import Hold, HoldKind, OpenCall, Phase, RunState, checkpoint_of
 from app.engine.status import RunStatus
 from app.engine.transition import ToolRecord

@@ -19,18 +19,11 @@ from app.db.deletion import ROWS_AT_ONCE, Span, delete_run, delete_thread, parts
 from app.db.run_store import PostgresRunStore
 from app.engine.status import RunStatus as S
 from app.engine.store_errors import RunConflict
-from tests.contract.stores import STOPPED, Owner, a_run, create_started, postgres_subject
+from tests.contract.stores import STOPPED, Owner, a_run, create_started
 from tests.contract.waiting import parent_of, three_generations
 from tests.invariants import check_invariants
 
 Delete = Callable[[Connection], Awaitable[object]]
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 async def _waits_for(database: Database, holder: Connection) -> None:

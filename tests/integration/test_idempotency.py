@@ -13,24 +13,18 @@ from app.db.deletion import delete_run
 from app.db.run_store import PostgresRunStore
 from app.engine.agent import AgentDefinition, AgentSettings
 from app.engine.messages import Message, Role
-from app.engine.records import Created, IdempotencyKey, OnBusyThread
+from app.engine.ownership import Created
+from app.engine.records import IdempotencyKey, OnBusyThread
 from app.engine.status import RunStatus
 from app.engine.store_errors import IdempotencyMismatch, StoreUnavailable
 from app.services.agents import AgentService
 from app.services.threads import ThreadService
 from app.tools.registry import ToolRegistry
-from tests.contract.stores import OWNER, STOPPED, a_run, create_started, postgres_subject
+from tests.contract.stores import OWNER, STOPPED, a_run, create_started
 
 KEY = IdempotencyKey("key", b"the request".ljust(32, b"."))
 DUPLICATES = 8  # fewer than the pool has connections, so that all are under way at once
 TAKES_OVER = {OnBusyThread.INTERRUPT: RunStatus.INTERRUPTED, OnBusyThread.ROLLBACK: RunStatus.CANCELLED}
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 @pytest.mark.parametrize("on_busy", TAKES_OVER)

@@ -11,12 +11,12 @@ import pytest
 from app.db.database import Connection, Database
 from app.db.run_store import PostgresRunStore
 from app.engine.events import EventType
-from app.engine.records import Committed, DeltaOutcome, DeltaWrite
+from app.engine.ownership import Committed, DeltaOutcome, DeltaWrite
 from app.engine.status import RunStatus
 from app.engine.store_errors import StoreUnavailable
 from app.event_bus.memory import MemoryBus
 from app.worker.deltas import DeltaGatherer, DeltaLog
-from tests.contract.stores import STOPPED, Owner, answered, create_started, delta, events_of, postgres_subject, types_of
+from tests.contract.stores import STOPPED, Owner, answered, create_started, delta, events_of, types_of
 
 
 class Breaking(Database):
@@ -46,13 +46,6 @@ async def database(database_url: str) -> AsyncIterator[Breaking]:
     assert isinstance(database, Breaking)
     yield database
     await database.close()
-
-
-@pytest.fixture
-async def store(database: Breaking) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 def says(owner: Owner, *texts: str) -> DeltaWrite:

@@ -16,7 +16,7 @@ from app.db.heartbeats import Process
 from app.db.ready_queue import CLAIM, FULL_LOOK_EVERY_S, SLACK, ReadyQueue
 from app.db.run_store import PostgresRunStore
 from app.engine.status import RunStatus
-from tests.contract.stores import OTHER_OWNER, OWNER, STOPPED, a_run, create_started, postgres_subject
+from tests.contract.stores import OTHER_OWNER, OWNER, STOPPED, a_run, create_started
 from tests.contract.waiting import parent_of
 
 CLAIMED = 4000
@@ -28,13 +28,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 @asynccontextmanager

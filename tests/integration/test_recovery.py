@@ -32,20 +32,12 @@ from tests.contract.stores import (
     create_started,
     new_id,
     owner_of,
-    postgres_subject,
 )
 from tests.exposition import Exposition
 from tests.unit.worker.parts import Parts
 
 LEASE_S = 1.5
 ELSEWHERE = Process("elsewhere", 1)
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 @asynccontextmanager
@@ -259,8 +251,8 @@ async def test_a_crash_is_taken_back_that_was_none(store: PostgresRunStore, data
             await owner_of(store, ended.new, claim).finish()
     assert await crashes(database) == {counted.run_id: 1, untouched.run_id: 1, ended.run_id: 1}
     async with database.connection() as connection:
-        assert await recovery.take_crash_back(connection, dropped) == 1
-        assert await recovery.take_crash_back(connection, dropped) == 0
+        assert await recovery.take_crash_back(connection, OWNER, dropped) == 1
+        assert await recovery.take_crash_back(connection, OWNER, dropped) == 0
     assert await crashes(database) == {counted.run_id: 0, untouched.run_id: 1, ended.run_id: 1}
 
 

@@ -32,7 +32,6 @@ from tests.contract.stores import (
     create_started,
     events_of,
     new_id,
-    postgres_subject,
     run_in,
     types_of,
 )
@@ -49,13 +48,6 @@ from tests.integration.old_runs import (
     rows_of,
     set_back,
 )
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 @pytest.fixture

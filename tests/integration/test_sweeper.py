@@ -26,7 +26,6 @@ from tests.contract.stores import (
     create_started,
     events_of,
     new_id,
-    postgres_subject,
     types_of,
 )
 from tests.contract.waiting import parent_of
@@ -51,13 +50,6 @@ SWEEPS: dict[ChoreName, tuple[Sweep, Retention]] = {
     ChoreName.CHECKPOINTS: (retention.trim_checkpoints, Retention(checkpoints_days=1)),
     ChoreName.DELTAS: (retention.trim_deltas, Retention(deltas_days=1)),
 }
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 # --- runs that somebody is at work on -------------------------------------------------------------------------------

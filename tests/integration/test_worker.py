@@ -16,7 +16,7 @@ from app.db.run_store import PostgresRunStore
 from app.engine.crashes import MAX_CRASHES
 from app.engine.errors import RunError
 from app.engine.events import EventType
-from app.engine.records import Fence
+from app.engine.ownership import Fence
 from app.engine.status import RunStatus
 from app.engine.store_errors import StoreUnavailable
 from app.event_bus.memory import MemoryBus
@@ -30,18 +30,10 @@ from tests.contract.stores import (
     create_started,
     events_of,
     new_id,
-    postgres_subject,
     types_of,
 )
 
 JUDGE = new_id()
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    subject = await postgres_subject(database)
-    assert isinstance(subject.store, PostgresRunStore)
-    return subject.store
 
 
 @asynccontextmanager

@@ -23,7 +23,8 @@ from app.api.schemas.queries import (
 from app.api.schemas.run import Run, RunPage, RunsCreated, run_json, run_object
 from app.api.schemas.run_create import RunCreate, RunsCreate
 from app.api.sse import event_stream, numbered
-from app.engine.records import Created, OnDisconnect, RunRecord
+from app.engine.ownership import Created
+from app.engine.records import OnDisconnect, RunRecord
 from app.engine.store_errors import StoreError
 from app.services.container import Services
 from app.telemetry.logs import get_logger

@@ -5,7 +5,8 @@ from __future__ import annotations
 from app.db.memory import children, stimuli
 from app.db.memory.rows import RunRow
 from app.db.memory.tables import Tables
-from app.engine.records import Loaded, RunRecord, ToolExecution
+from app.engine.ownership import Loaded
+from app.engine.records import RunRecord, ToolExecution
 from app.engine.status import RunStatus
 
 

@@ -17,7 +17,8 @@ from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, StoredEvent, encode
 from app.engine.interactions import InteractionStatus, NewInteraction
 from app.engine.messages import Message, ThreadMessage
-from app.engine.records import Claim, Fence, NewRun
+from app.engine.ownership import Claim, Fence
+from app.engine.records import NewRun
 from app.engine.state import Checkpoint, OpenCall, Phase
 from app.engine.status import RunStatus
 from app.engine.transition import ToolRecord
@@ -54,7 +55,7 @@ class RunRow:
 
     `ordinal` is its place in the thread's line; a run with `start_after` has none until it is due. Of the
     checkpoints only the last is kept: `checkpoint_seq` is the last event committed with it, `message_seq` the
-    last message of the thread as of then. `crashes` counts those since the last step that was closed. `spent_before` is
+    last message of the thread as of then. `crashes` counts those since the run last got further. `spent_before` is
     usage and cost as they were before those of child runs that ended with this one were added. A child run is
     interrupted at `deadline_at`, unless it is paused then.
     """

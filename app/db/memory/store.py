@@ -18,25 +18,8 @@ from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import Limits, RunLimits
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
-from app.engine.records import (
-    Claim,
-    Committed,
-    Created,
-    DeltaOutcome,
-    DeltaWrite,
-    Expired,
-    Fence,
-    Loaded,
-    NewRun,
-    OnBusyThread,
-    Opening,
-    Resolved,
-    RunRecord,
-    Stimulated,
-    Stopped,
-    Woken,
-    Write,
-)
+from app.engine.ownership import Claim, Committed, Created, DeltaOutcome, DeltaWrite, Fence, Loaded, Woken, Write
+from app.engine.records import Expired, NewRun, OnBusyThread, Opening, Resolved, RunRecord, Stimulated, Stopped
 from app.engine.status import RunStatus
 from app.engine.store_errors import AgentChanged, IdempotencyMismatch, RunConflict, ThreadBusy
 
@@ -85,7 +68,7 @@ class MemoryStore:
             row.crashes += 1
             row.available_at = now
         given_up = [row for row in orphans if row.crashes >= MAX_CRASHES]
-        return [steering.stop(self._tables, row, RunStatus.FAILED, poisoned()) for row in given_up]
+        return [steering.stop(self._tables, row, RunStatus.FAILED, poisoned(row.crashes)) for row in given_up]
 
     def delete_run(self, run_id: str) -> None:
         """Remove a terminal run and its child runs. The messages that they wrote stay in their threads.

@@ -9,7 +9,8 @@ from app.db.memory.rows import RunRow
 from app.db.memory.stimuli import wake_parent
 from app.db.memory.tables import Tables
 from app.engine.events import Event, ResumeReason, StoredEvent
-from app.engine.records import Committed, Stopped, Write
+from app.engine.ownership import Committed, Write
+from app.engine.records import Stopped
 from app.engine.status import RunStatus
 
 
@@ -22,7 +23,7 @@ def commit(tables: Tables, row: RunRow, write: Write) -> Committed:
     row.write_no += 1
     row.step, row.elapsed_s = write.step, write.elapsed_s
     row.usage, row.cost_usd = write.usage, write.cost_usd
-    row.crashes = 0 if write.step_closed else row.crashes
+    row.crashes = 0 if write.progress else row.crashes
     row.save_calls(write.records, now)
     unanswered = [child for _, child in children.of_open_calls(tables, row)]
     row.ask(write.interactions, now)

@@ -11,8 +11,9 @@ import pytest
 
 from app.db.database import Database
 from app.engine.events import Event, EventType, StoredEvent
+from app.engine.ownership import Committed
 from app.engine.ports import RunStore
-from app.engine.records import Committed, NewRun
+from app.engine.records import NewRun
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound
 from app.event_bus.memory import MemoryBus

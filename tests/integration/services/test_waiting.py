@@ -9,8 +9,9 @@ import pytest
 from app.db.database import Database
 from app.db.run_store import PostgresRunStore
 from app.engine.agent import AgentVersion
+from app.engine.ownership import Claim
 from app.engine.policy import PolicyEngine
-from app.engine.records import Claim, RunRecord
+from app.engine.records import RunRecord
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunNotFound
 from app.event_bus.memory import MemoryBus
@@ -18,7 +19,7 @@ from app.services.agents import AgentService
 from app.services.errors import Invalid
 from app.services.event_stream import EventStreams
 from app.services.runs import RunService
-from tests.contract.stores import claim_only, create_started, new_id, postgres_subject
+from tests.contract.stores import claim_only, create_started, new_id
 from tests.contract.waiting import (
     a_child,
     a_question,
@@ -38,13 +39,6 @@ from tests.integration.services.conftest import TOOLS
 @pytest.fixture
 def bus() -> MemoryBus:
     return MemoryBus()
-
-
-@pytest.fixture
-async def store(database: Database) -> PostgresRunStore:
-    store = (await postgres_subject(database)).store
-    assert isinstance(store, PostgresRunStore)
-    return store
 
 
 class NoRoom:

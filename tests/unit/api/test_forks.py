@@ -9,7 +9,7 @@ import pytest
 
 from app.engine.agent import AgentDefinition
 from app.engine.messages import Message, Role
-from app.engine.records import Created
+from app.engine.ownership import Created
 from app.services.forks import ForkRun
 from tests.unit.api.conftest import StubServices
 from tests.unit.api.records import RUN_ID, a_run

@@ -9,7 +9,8 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from app.engine.records import Created, OnDisconnect
+from app.engine.ownership import Created
+from app.engine.records import OnDisconnect
 from app.engine.store_errors import StoreUnavailable
 from tests.unit.api.asgi import Caller
 from tests.unit.api.conftest import StubServices

@@ -8,7 +8,8 @@ import pytest
 
 from app.engine.agent import AgentDefinition, AgentOverrides, AgentSettings
 from app.engine.messages import Message, Role
-from app.engine.records import Created, OnBusyThread, OnDisconnect
+from app.engine.ownership import Created
+from app.engine.records import OnBusyThread, OnDisconnect
 from app.services.agents import AgentRecord, PutAgent
 from app.services.runs import CreatedMany
 from tests.unit.api.conftest import StubServices

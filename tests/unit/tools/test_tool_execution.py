@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -318,26 +317,21 @@ class TestCancellation:
 
 class TestThreads:
     async def test_are_bounded_and_all_calls_are_answered(self, invocation: Invocation) -> None:
-        lock = threading.Lock()
-        running = 0
-        most = 0
+        """Guard: the comparison with `_max_threads` in `ThreadPool._submit`."""
+        threads: set[threading.Thread] = set()
+        all_busy = threading.Barrier(4)
 
         @tool
         def count(number: int) -> int:
-            nonlocal running, most
-            with lock:
-                running += 1
-                most = max(most, running)
-            time.sleep(0.001)  # the work; calls must overlap for the bound to matter
-            with lock:
-                running -= 1
+            threads.add(threading.current_thread())
+            all_busy.wait(30)  # no call returns before as many are under way as there may be
             return number
 
         registry = EndingRegistry([count], max_threads=4)
         calls = [registry.invoke(invocation("count", {"number": n})) for n in range(200)]
         results = await asyncio.gather(*calls)
         assert [result.content for result in results] == [str(n) for n in range(200)]
-        assert 1 < most <= 4
+        assert len(threads) == 4
         await registry.aclose()
 
     async def test_end_when_the_registry_is_closed(self, invocation: Invocation) -> None:

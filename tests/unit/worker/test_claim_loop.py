@@ -11,7 +11,7 @@ from app.engine.agent import AgentVersion
 from app.engine.crashes import SUSPECT_CRASHES
 from app.engine.errors import RunError
 from app.engine.messages import ToolCall
-from app.engine.records import Claim
+from app.engine.ownership import Claim
 from app.engine.status import RunStatus
 from app.tools import tool
 from app.worker.claim_loop import ClaimLoop

@@ -8,7 +8,7 @@ from app.db.memory import MemoryStore
 from app.engine.agent import AgentVersion
 from app.engine.events import EventType
 from app.engine.messages import ToolCall
-from app.engine.records import Committed, Fence, Woken, Write
+from app.engine.ownership import Committed, Fence, Woken, Write
 from app.engine.status import RunStatus
 from app.tools import ToolContext, tool
 from tests.unit.worker.parts import AGENT, Parts, a_run, until
