@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -26,6 +29,7 @@ class Balancer:
 
     Attributes:
         url: where it listens.
+        given: how many connections each replica was given, whether it took them or not.
         refused: connections that a replica refused although it had been ready.
         homeless: connections that no replica was ready for.
     """
@@ -35,9 +39,11 @@ class Balancer:
         self._ready: set[str] = set()
         self._turn = 0
         self._looks: list[asyncio.Task[None]] = []
+        self._looking = {url: asyncio.Lock() for url in urls}
         self._serving: set[asyncio.Task[None]] = set()
         self._ends: set[asyncio.StreamWriter] = set()
         self.url = ""
+        self.given: Counter[str] = Counter()
         self.refused = 0
         self.homeless = 0
 
@@ -60,17 +66,24 @@ class Balancer:
         """Whether that replica is given connections now."""
         return url in self._ready
 
+    @asynccontextmanager
+    async def between_two_looks(self, url: str) -> AsyncGenerator[None]:
+        """The interval between two looks at that replica takes as long as the block."""
+        async with self._looking[url]:
+            yield
+
     async def _look_after(self, url: str) -> None:
         limits = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(
             base_url=url, timeout=_LOOK_WITHIN_S, limits=limits, trust_env=False, verify=False
         ) as http:
             while True:
-                try:
-                    ready = (await http.get("/readyz")).status_code == 200
-                except httpx.HTTPError:
-                    ready = False
-                (self._ready.add if ready else self._ready.discard)(url)
+                async with self._looking[url]:
+                    try:
+                        ready = (await http.get("/readyz")).status_code == 200
+                    except httpx.HTTPError:
+                        ready = False
+                    (self._ready.add if ready else self._ready.discard)(url)
                 await asyncio.sleep(LOOK_EVERY_S)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -95,7 +108,9 @@ class Balancer:
         ready = [url for url in self._urls if url in self._ready]
         self._turn += 1
         for place in range(len(ready)):
-            parts = urlsplit(ready[(self._turn + place) % len(ready)])
+            url = ready[(self._turn + place) % len(ready)]
+            self.given[url] += 1
+            parts = urlsplit(url)
             try:
                 return await asyncio.open_connection(parts.hostname, parts.port)
             except OSError:

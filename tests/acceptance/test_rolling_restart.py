@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
@@ -27,12 +27,19 @@ PAUSE_S = 0.05
 # As long as a caller that reads the answers before it asks again.
 THINKING_S = 0.3
 
+# Connections that a replica is given after it was told to stop: far more than it could take while it stops at once.
+GIVEN_WHILE_LEAVING = 20
+
+_QUICK = [an_agent(model="openai/echo")]
 _AGENTS = [an_agent(model=f"openai/{model}") for model in ("echo", "stream-30", "wait-0.5", "wait-1.5", "obey")]
 _INPUTS = itertools.cycle(["Say something.", '[[["lookup", {"word": "one"}]], [["lookup", {"word": "two"}]]]'])
 
 
 class Traffic:
     """Callers who do what callers do, and note what they were told.
+
+    Args:
+        agents: whom they ask, in turn.
 
     Attributes:
         acknowledged: the runs that somebody was told of.
@@ -41,8 +48,9 @@ class Traffic:
         complaints: what should not have happened.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, agents: Sequence[Json]) -> None:
         self._url = url
+        self._agents = agents
         self.acknowledged: list[str] = []
         self.noted: Counter[str] = Counter()
         self.complaints: list[str] = []
@@ -158,16 +166,15 @@ class Traffic:
                 base_url=self._url, limits=limits, timeout=DEADLINE_S, trust_env=False, verify=False
             ) as http:
                 while not self.closing.is_set():
-                    agent = _AGENTS[len(self.acknowledged) % len(_AGENTS)]
+                    agent = self._agents[len(self.acknowledged) % len(self._agents)]
                     await what(http, {"agent": agent, "input": next(_INPUTS)})
                     await asyncio.sleep(pause_s)
 
         return loop()
 
 
-@asynccontextmanager
-async def steady(traffic: Traffic) -> AsyncGenerator[None]:
-    """The callers at work, until the end; then each has finished what it had begun."""
+def of_all_kinds(traffic: Traffic) -> list[Coroutine[Any, Any, None]]:
+    """Callers who create, wait, look and read."""
     doings = [
         (traffic.creates, PAUSE_S, True),
         (traffic.creates, PAUSE_S, False),
@@ -179,7 +186,13 @@ async def steady(traffic: Traffic) -> AsyncGenerator[None]:
         (traffic.reads, PAUSE_S, True),
         (traffic.reads, PAUSE_S, False),
     ]
-    tasks = [asyncio.create_task(traffic.keep_on(what, pause_s, kept=kept)) for what, pause_s, kept in doings]
+    return [traffic.keep_on(what, pause_s, kept=kept) for what, pause_s, kept in doings]
+
+
+@asynccontextmanager
+async def steady(traffic: Traffic, callers: list[Coroutine[Any, Any, None]]) -> AsyncGenerator[None]:
+    """The callers at work, until the end; then each has finished what it had begun."""
+    tasks = [asyncio.create_task(caller) for caller in callers]
     try:
         await holds(lambda: len(traffic.acknowledged) > len(tasks), "traffic")
         yield
@@ -209,8 +222,8 @@ async def test_no_caller_notices_that_replicas_are_restarted_one_after_the_other
         await asyncio.to_thread(replica.ready)
     async with Balancer([replica.url for replica in replicas]) as balancer:
         await holds(lambda: all(balancer.ready(replica.url) for replica in replicas), "both replicas to be ready")
-        traffic = Traffic(balancer.url)
-        async with steady(traffic):
+        traffic = Traffic(balancer.url, _AGENTS)
+        async with steady(traffic, of_all_kinds(traffic)):
             for _, place in itertools.product(range(ROUNDS), range(len(replicas))):
                 served = len(traffic.acknowledged)
                 replicas[place].terminate()
@@ -225,6 +238,35 @@ async def test_no_caller_notices_that_replicas_are_restarted_one_after_the_other
         assert not [what for what in traffic.noted if "broke" in what]
         assert balancer.homeless == 0
         assert traffic.noted["streams to be joined again"] > 0
+    await all_completed(database_url, traffic.acknowledged)
+
+
+async def test_a_replica_answers_whoever_is_sent_to_it_before_the_balancer_has_noticed(
+    database_url: str, settings: Settings, serve: Serve
+) -> None:
+    """It is told to stop right after the balancer found it ready, and goes on to be given connections, a new one for
+    each request, until the next look. Nothing keeps it from stopping but the delay.
+
+    Seen to fail with a SHUTDOWN_DELAY_S of 0: connections are refused then, which not every balancer takes elsewhere.
+    """
+    environment = settings(DATABASE_URL=database_url, LEASE_S="60")
+    leaving, staying = serve({**environment, "SHUTDOWN_DELAY_S": "5"}), serve(environment)
+    for replica in (leaving, staying):
+        await asyncio.to_thread(replica.ready)
+    async with Balancer([leaving.url, staying.url]) as balancer:
+        await holds(lambda: balancer.ready(leaving.url) and balancer.ready(staying.url), "both replicas to be ready")
+        traffic = Traffic(balancer.url, _QUICK)
+        async with steady(traffic, [traffic.keep_on(traffic.creates, 0, kept=False) for _ in range(3)]):
+            async with balancer.between_two_looks(leaving.url):
+                leaving.terminate()
+                enough = balancer.given[leaving.url] + GIVEN_WHILE_LEAVING
+                await holds(lambda: balancer.given[leaving.url] >= enough, "the leaving replica to be given requests")
+            await holds(lambda: not balancer.ready(leaving.url), "the balancer to notice")
+            served = len(traffic.acknowledged)
+            assert await asyncio.to_thread(leaving.ended) == 0
+            await holds(lambda: len(traffic.acknowledged) > served, "traffic to go on")
+        assert traffic.complaints == []
+        assert (balancer.refused, balancer.homeless) == (0, 0)
     await all_completed(database_url, traffic.acknowledged)
 
 
