@@ -1,4 +1,4 @@
-"""What the tests of outgoing requests share: sites that answer as they are told, and names that lead there."""
+"""What the tests of outgoing requests share: requests, sites that answer as they are told, names that lead there."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import trustme
+from yarl import URL
 
-from app.tools.egress import Allowance, Egress
+from app.tools.egress import Allowance, Answer, Egress, Request, Target
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,11 @@ async def egress(names: Names) -> AsyncIterator[MakeEgress]:
             return made
 
         yield make
+
+
+async def get(egress: Egress, url: str, method: str = "GET", **fields: Any) -> Answer:
+    """What comes of a request; `fields` are those of `Request`."""
+    return await egress.send(Request(method=method, target=Target.of(URL(url)), **fields))
 
 
 @pytest.fixture(scope="session")
