@@ -279,6 +279,7 @@ async def test_readers_that_never_read_cost_a_bounded_piece_of_memory_each(
 
     await peak_with(0)  # what the replica needs for such a run it keeps
     without, with_them = await peak_with(0), await peak_with(chaos.size(100, 40))
-    chaos.measured.append(f"{(with_them - without) / MEGABYTE:.1f} MB more")
+    grown = (with_them - without) / MEGABYTE
+    chaos.measured.append(f"{chaos.size(100, 40)} readers that never read: {grown:.0f} MB more")
     assert with_them - without < chaos.size(100, 40) * MEGABYTE
     await cluster.check()

@@ -1,78 +1,45 @@
 """Any sequence of what callers, owners and crashes do to runs, on the real queries: nothing is lost, and all can end.
 
-Hypothesis makes the sequences and shrinks one that breaks a promise. Runs are driven by hand, as an owner drives them.
+Hypothesis makes the sequences and shrinks one that breaks a promise. Runs are driven by hand, as an owner drives them,
+and the machine keeps a book of who owns what, which the rows have to agree with after every step.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import replace
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import Phase as Stage
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from app.db import heartbeats, recovery
 from app.db.database import Database
 from app.db.heartbeats import Process
 from app.db.run_store import PostgresRunStore
-from app.engine.apply import closing_event
-from app.engine.effects import ToolEffect
-from app.engine.errors import RunError
-from app.engine.events import Event, EventType
-from app.engine.messages import Message, Role, ToolCall
-from app.engine.records import Committed, NewRun, OnBusyThread, RunRecord, Woken
-from app.engine.state import Hold, HoldKind, OpenCall, Phase, RunState
+from app.engine.crashes import MAX_CRASHES, MAX_CRASHES_AMONG_OTHERS
+from app.engine.ownership import Claim
+from app.engine.records import NewRun, OnBusyThread
 from app.engine.status import RunStatus as S
-from app.engine.store_errors import InteractionDecided, RunConflict, ThreadBusy
-from app.engine.transition import ToolRecord
-from app.engine.usage import Usage
+from app.engine.store_errors import ThreadBusy
 from app.services.threads import ThreadService
 from tests.conftest import fresh_database
-from tests.contract.stores import (
-    OTHER_OWNER,
-    OWNER,
-    STOPPED,
-    Owner,
-    a_run,
-    answered,
-    begins,
-    owner_of,
-    postgres_subject,
-    user,
-)
-from tests.contract.waiting import APPROVED, DENIED, a_question, hold
+from tests.contract.stores import OTHER_OWNER, OWNER, a_run, owner_of, postgres_subject, user
+from tests.integration.attempts import Attempt
+from tests.integration.callers import ALLOWED, DECISIONS, Callers, agree
 from tests.invariants import check_invariants
 
 THREADS = ("one", "two", "three")
 REPLICAS = (OWNER, OTHER_OWNER)
-FINAL = {S.COMPLETED, S.DEGRADED, S.CANCELLED}
-# What a caller gets by the status that the run has: the contract's table. None is a conflict.
-ALLOWED: dict[str, dict[S, tuple[S, ...] | None]] = {
-    "pause": {
-        S.QUEUED: (S.PAUSED,),
-        S.RUNNING: (S.RUNNING,),
-        S.PAUSED: (S.PAUSED,),
-        S.WAITING: (S.PAUSED,),
-        **dict.fromkeys((S.COMPLETED, S.DEGRADED, S.FAILED, S.INTERRUPTED, S.CANCELLED)),
-    },
-    "resume": {
-        S.QUEUED: (S.QUEUED,),
-        S.RUNNING: (S.RUNNING,),
-        S.PAUSED: (S.QUEUED,),
-        S.WAITING: (S.WAITING,),
-        S.COMPLETED: (S.COMPLETED,),
-        S.DEGRADED: (S.DEGRADED,),
-        S.FAILED: (S.QUEUED,),
-        S.INTERRUPTED: (S.QUEUED,),
-        S.CANCELLED: None,
-    },
-    "cancel": {status: (status if status.terminal else S.CANCELLED,) for status in S},
-    "interrupt": {status: (status if status.terminal else S.INTERRUPTED,) for status in S},
-}
+# Chooses among what there is. What is drawn may not depend on that: in a race it is not the same every time.
+PICK = st.integers(0, 59)
+# What may happen to a run at one time; the last three are its owner's.
+ACTS = st.sampled_from((*sorted(ALLOWED), *DECISIONS, "ask", "complete", "fail"))
+# More claims than these of one run are not remembered: the first ones were refused often enough.
+MOST_LATE = 4
+CLAIMS_WITHIN_S = 10.0
 
 _T = TypeVar("_T")
 
@@ -87,43 +54,65 @@ class Runs(RuleBasedStateMachine):
         super().__init__()
         self._wait = wait
         self._database = database
-        self._store = PostgresRunStore(database)
+        self._stores = {replica: PostgresRunStore(database) for replica in REPLICAS}
+        self._store = self._stores[OWNER]
+        self._callers = Callers(self._store)
         self._threads = ThreadService(database)
+        self._broken = False
         self._news: dict[str, NewRun] = {}
-        self._owners: list[tuple[str, Owner]] = []
-        self._late: list[Owner] = []  # owners that have lost their run and do not know it
+        self._status: dict[str, S] = {}
+        self._asked: set[str] = set()  # runs that have had a question
+        self._held: dict[str, Attempt] = {}  # by run; the claims that are good
+        self._late: dict[str, list[Attempt]] = {}  # by run; owners that have lost it and do not know that
         self.wait(self._beat(REPLICAS))
 
     def wait(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self._wait(work)
+        try:
+            return self._wait(work)
+        except BaseException:
+            self._broken = True
+            raise
 
     def teardown(self) -> None:
-        self.wait(self._end())
+        if not self._broken:
+            self.wait(self._end())
+
+    @initialize()
+    def begin_with_two(self) -> None:
+        """A run under way and one in line behind it, whichever rules this sequence has."""
+        self.wait(self._create(a_run(THREADS[0]), OWNER))
+        self.wait(self._create(a_run(THREADS[0]), None))
+        self.wait(self._begin(next(iter(self._held.values()))))
+
+    @invariant()
+    def rows_agree_with_the_book(self) -> None:
+        self.wait(self._compare())
 
     # --- callers --------------------------------------------------------------------------------------------------
 
-    @rule(thread=st.sampled_from(THREADS), busy=st.sampled_from(OnBusyThread), claims=st.booleans())
-    def create(self, thread: str, busy: OnBusyThread, claims: bool) -> None:
-        self.wait(self._create(a_run(thread, on_busy_thread=busy), OWNER if claims else None))
+    @rule(thread=st.sampled_from(THREADS), busy=st.sampled_from((*OnBusyThread, None)), claims=st.booleans())
+    def create(self, thread: str, busy: OnBusyThread | None, claims: bool) -> None:
+        if busy is None:
+            self.wait(self._threads.append_message(thread, user("by hand")))
+        else:
+            self.wait(self._create(a_run(thread, on_busy_thread=busy), OWNER if claims else None))
 
-    @precondition(lambda self: self._news)
-    @rule(data=st.data(), asked=st.sampled_from(sorted(ALLOWED)))
-    def steer(self, data: st.DataObject, asked: str) -> None:
-        self.wait(self._steer(self._some_run(data), asked))
+    @rule(pick=PICK, asked=st.sampled_from(sorted(ALLOWED)))
+    def steer(self, pick: int, asked: str) -> None:
+        self.wait(self._callers.steer(self._some_run(pick), asked))
 
-    @precondition(lambda self: self._news)
-    @rule(data=st.data(), first=st.sampled_from(sorted(ALLOWED)), second=st.sampled_from(sorted(ALLOWED)))
-    def steer_twice_at_once(self, data: st.DataObject, first: str, second: str) -> None:
-        self.wait(self._at_once(self._some_run(data), first, second))
+    @rule(pick=PICK, first=ACTS, second=ACTS)
+    def act_at_once(self, pick: int, first: str, second: str) -> None:
+        self.wait(self._at_once(self._some_run(pick), first, second))
 
-    @precondition(lambda self: self._news)
-    @rule(data=st.data(), approves=st.booleans())
-    def decide(self, data: st.DataObject, approves: bool) -> None:
-        self.wait(self._decide(self._some_run(data), approves))
-
-    @rule(thread=st.sampled_from(THREADS))
-    def append(self, thread: str) -> None:
-        self.wait(self._threads.append_message(thread, user("by hand")))
+    @rule(pick=PICK, approves=st.sampled_from((True, False, None)))
+    def decide(self, pick: int, approves: bool | None) -> None:
+        """A person answers, or the time of all questions is looked at."""
+        if approves is None:
+            self.wait(self._store.expire(100))
+            return
+        for run_id in _one_of(sorted(self._asked), pick):
+            self.wait(self._callers.decide(run_id, approves))
 
     # --- owners ---------------------------------------------------------------------------------------------------
 
@@ -131,32 +120,61 @@ class Runs(RuleBasedStateMachine):
     def claim(self, replica: str, limit: int) -> None:
         self.wait(self._claim(replica, limit))
 
-    @precondition(lambda self: self._owners)
-    @rule(data=st.data(), what=st.sampled_from(("go on", "say", "ask a person", "finish", "fail", "release")))
-    def own(self, data: st.DataObject, what: str) -> None:
-        place = data.draw(st.integers(0, len(self._owners) - 1), label="owner")
-        self.wait(self._own(*self._owners[place], what))
+    @rule(pick=PICK, locks=st.booleans())
+    def claim_at_once(self, pick: int, locks: bool) -> None:
+        queued = [run_id for run_id, status in self._status.items() if status is S.QUEUED and locks]
+        self.wait(self._claim_at_once(next(iter(_one_of(queued, pick)), None)))
 
-    @precondition(lambda self: self._late)
-    @rule(data=st.data())
-    def write_late(self, data: st.DataObject) -> None:
+    @rule(pick=PICK)
+    def begin(self, pick: int) -> None:
+        for attempt in _one_of(self._claimed(begun=False), pick):
+            self.wait(self._begin(attempt))
+
+    @rule(pick=PICK, what=st.sampled_from(("go on", "go on again", "say", "complete", "fail", "release")))
+    def own(self, pick: int, what: str) -> None:
+        self.wait(self._own(self.wait(self._at_hand(pick)), what))
+
+    @rule(pick=PICK, beside=st.booleans(), lapses=st.booleans(), then=ACTS)
+    def ask(self, pick: int, beside: bool, lapses: bool, then: str) -> None:
+        """Something happens to a run that waits for a person, or goes on beside the question."""
+        self.wait(self._ask(self.wait(self._at_hand(pick)), beside, lapses, then))
+
+    @rule(pick=PICK)
+    def write_late(self, pick: int) -> None:
         """An owner that has lost its run lands no write, whatever has become of the run."""
-        self.wait(self._write_late(self._late[data.draw(st.integers(0, len(self._late) - 1), label="late owner")]))
+        for attempt in _one_of([each for late in self._late.values() for each in late], pick):
+            self.wait(attempt.lands_nothing())
 
-    @rule(replica=st.sampled_from(REPLICAS))
-    def crash(self, replica: str) -> None:
-        """A replica dies; the other one, or itself when it is back, recovers its runs."""
-        self.wait(self._crash(replica))
-
-    @rule(replica=st.sampled_from(REPLICAS))
-    def come_back(self, replica: str) -> None:
-        """A replica that has let go of all its runs gives them back."""
-        self.wait(self._come_back(replica))
+    @rule(replica=st.sampled_from(REPLICAS), times=st.integers(0, MAX_CRASHES))
+    def crash(self, replica: str, times: int) -> None:
+        """A replica dies, takes its runs up and dies of them again; or it has let go of them and gives them back."""
+        if not times:
+            self.wait(self._come_back(replica))
+        for _ in range(times):
+            self.wait(self._crash(replica))
+            self.wait(self._claim(replica, 100))
 
     # --- how ------------------------------------------------------------------------------------------------------
 
-    def _some_run(self, data: st.DataObject) -> str:
-        return data.draw(st.sampled_from(sorted(self._news)), label="run")
+    def _some_run(self, pick: int) -> str:
+        """One run; each status that there is comes as often as any other."""
+        statuses = sorted(set(self._status.values()))
+        status = statuses[pick % len(statuses)]
+        of_it = [run_id for run_id, each in self._status.items() if each is status]
+        return of_it[pick // len(statuses) % len(of_it)]
+
+    async def _at_hand(self, pick: int) -> Attempt:
+        """An attempt that has begun; if there is none, one begins, and if need be with a new run."""
+        if not self._held:
+            await self._claim(OWNER, 1)
+        if not self._held:
+            await self._create(a_run(), OWNER)
+        if not self._claimed(begun=True):
+            await self._begin(next(iter(self._held.values())))
+        return _one_of(self._claimed(begun=True), pick)[0]
+
+    def _claimed(self, *, begun: bool) -> list[Attempt]:
+        return [attempt for attempt in self._held.values() if attempt.begun is begun]
 
     async def _create(self, new: NewRun, owner: str | None) -> None:
         try:
@@ -167,205 +185,192 @@ class Runs(RuleBasedStateMachine):
         self._news[new.run_id] = new
         if created.claim is not None:
             assert owner is not None
-            mine = owner_of(self._store, new, created.claim)
-            await mine.start()
-            self._owners.append((owner, mine))
+            await self._taken(owner, created.claim)
 
-    async def _steer(self, run_id: str, asked: str) -> None:
-        before = await self._store.get(run_id)
-        allowed = ALLOWED[asked][before.status]
-        try:
-            after = await self._asked(run_id, asked)
-        except RunConflict:
-            # A run that others have written behind cannot be resumed either.
-            assert allowed is None or (asked == "resume" and before.status in (S.FAILED, S.INTERRUPTED))
-            return
-        assert allowed is not None
-        assert after.status in allowed
-        if before.status.terminal and after.status is before.status:
-            assert after.last_event_seq == before.last_event_seq
+    async def _at_once(self, run_id: str, *acts: str) -> None:
+        agree(await asyncio.gather(*(self._act(run_id, each) for each in acts), return_exceptions=True))
 
-    async def _asked(self, run_id: str, asked: str) -> RunRecord:
-        match asked:
-            case "pause":
-                stopped = await self._store.pause(run_id)
-            case "resume":
-                stopped = await self._store.resume(run_id, None)
-            case "cancel":
-                stopped = await self._store.stop(run_id, S.CANCELLED, RunError("cancelled", "by the test"))
-            case _:
-                stopped = await self._store.stop(run_id, S.INTERRUPTED, STOPPED)
-        return stopped.run
-
-    async def _at_once(self, run_id: str, *asked: str) -> None:
-        answers = await asyncio.gather(*(self._asked(run_id, each) for each in asked), return_exceptions=True)
-        for answer in answers:
-            assert isinstance(answer, RunRecord | RunConflict), answer
-        ends = [each.status for each in answers if isinstance(each, RunRecord) and each.status in FINAL]
-        assert len(set(ends)) <= 1, "both were told an end, and not the same one"
-
-    async def _decide(self, run_id: str, approves: bool) -> None:
-        for question in await self._store.interactions(run_id):
-            try:
-                await self._store.answer(run_id, question.interaction_id, APPROVED if approves else DENIED)
-            except InteractionDecided:
-                assert question.status != "pending"
+    async def _act(self, run_id: str, act: str) -> object:
+        if act in ALLOWED or act in DECISIONS:
+            return await self._callers.act(run_id, act)
+        attempt = self._held.get(run_id)
+        if attempt is None or not attempt.begun:
+            return None
+        self._asked.add(run_id)
+        return await attempt.race(act)
 
     async def _claim(self, replica: str, limit: int) -> None:
-        claims = await self._store.claim(replica, limit, suspect=True)
+        claims = await self._stores[replica].claim(replica, limit, suspect=True)
         assert len(claims) <= limit
+        assert sum(claim.suspect for claim in claims) <= 1
         for claim in claims:
-            owner = owner_of(self._store, self._news[claim.fence.run_id], claim)
-            await self._begin(owner)
-            self._owners.append((replica, owner))
+            await self._taken(replica, claim)
 
-    async def _begin(self, owner: Owner) -> None:
-        """The first write of an attempt: the run's own first one, or that it goes on from its last checkpoint."""
-        loaded = await self._store.load(owner.run_id)
-        if loaded.checkpoint is None:
-            await owner.start()
-            return
-        owner.step = loaded.checkpoint.step
-        owner.wakes = loaded.stimuli.wakes
-        owner.usage = loaded.run.usage
-        if loaded.checkpoint.phase is Phase.EXECUTE_TOOLS:
-            # Whatever a person has answered, or has not had the time to: the call goes on here.
-            owner.calls = tuple(replace(call, hold=None, started=True) for call in loaded.calls)
-        data = {"reason": "crash", "attempt": loaded.run.attempt, "from_seq": loaded.checkpoint_seq}
-        again = Event(EventType.RUN_RESUMED, owner.step, data)
-        # One that goes on before a model call asks for it again, and so begins its step again.
-        await owner.surely(again, opening=() if owner.calls else begins(owner.step))
+    async def _claim_at_once(self, locked: str | None) -> None:
+        """Both replicas look at once. A run that somebody has locked is left for later: a claim waits for nobody."""
+        async with self._database.transaction() as connection:
+            if locked is not None:
+                await connection.execute("SELECT 1 FROM runs WHERE run_id = $1::uuid FOR NO KEY UPDATE", locked)
+            looks = asyncio.gather(*(self._stores[each].claim(each, 100, suspect=True) for each in REPLICAS))
+            found = await asyncio.wait_for(looks, CLAIMS_WITHIN_S)
+        for replica, claims in zip(REPLICAS, found, strict=True):
+            for claim in claims:
+                assert claim.fence.run_id != locked
+                await self._taken(replica, claim)
 
-    async def _own(self, replica: str, owner: Owner, what: str) -> None:
-        current = await self._is_current(owner)
-        if current:
-            assert await self._written(owner, what), f"{what}: the fence refused the run's owner"
-        else:
-            await self._write_late(owner)
-        status = (await self._store.get(owner.run_id)).status
-        if status is not S.RUNNING or not await self._is_current(owner):
-            self._owners.remove((replica, owner))
-            if not current:
-                self._late.append(owner)
+    async def _taken(self, replica: str, claim: Claim) -> None:
+        """A claim is good from now on; every earlier one of the run is refused although nothing was written since."""
+        run_id = claim.fence.run_id
+        assert run_id not in self._held, "a run was claimed that has an owner"
+        self._held[run_id] = Attempt(
+            self._database, replica, owner_of(self._stores[replica], self._news[run_id], claim)
+        )
+        for late in self._late.get(run_id, []):
+            await late.lands_nothing()
 
-    async def _written(self, owner: Owner, what: str) -> Committed | Woken | bool | None:
-        await owner.look()
+    async def _begin(self, attempt: Attempt) -> None:
+        fence = attempt.owner.fence
+        await attempt.begin()
+        await attempt.lands_nothing(fence)
+
+    async def _own(self, attempt: Attempt, what: str) -> None:
+        await attempt.look()
+        fence = attempt.owner.fence
         match what:
             case "say":
-                return isinstance(await owner.say("some ", "words"), Committed)
-            case "ask a person" if not owner.calls:
-                return await self._ask(owner)
-            case "finish" | "fail" if not owner.calls:
-                return await self._finish(owner, S.COMPLETED if what == "finish" else S.FAILED)
-            case "release" if not owner.calls:
-                return await self._store.release(owner.fence, 1.0)
-            case _ if not owner.calls:
-                return await owner.surely(answered(owner.step), **_a_call(owner))
-            case _ if owner.calls[0].result is None:
-                return await owner.end_call(0)
+                await attempt.say()
+            case "complete" if attempt.answers:
+                await attempt.finish(S.COMPLETED)
+            case "fail":
+                await attempt.finish(S.FAILED)
+            case "release" if attempt.answers:
+                await attempt.release()
             case _:
-                told = Message(Role.TOOL, "found", tool_call_id=owner.calls[0].call.id)
-                return await owner.close_step(messages=(told,))
+                await attempt.go_on()
+        await attempt.lands_nothing(fence)
 
-    async def _finish(self, owner: Owner, status: S) -> Committed:
-        error = None if status is S.COMPLETED else STOPPED
-        state = RunState(step=owner.step, usage=owner.usage)
-        return await owner.finish(status, opening=(closing_event(state, status, "done", error),))
+    async def _ask(self, attempt: Attempt, beside: bool, lapses: bool, then: str) -> None:
+        if await self._reached_model(attempt):
+            await attempt.ask(beside=beside, lapses=lapses)
+            self._asked.add(attempt.run_id)
+            await self._at_once(attempt.run_id, then)
+            await self._compare()
+        if attempt.run_id in self._held:
+            await self._own(attempt, "go on")
 
-    async def _ask(self, owner: Owner) -> Committed:
-        question = replace(a_question(), step=owner.step, tool_call_id=f"call-{owner.step}")
-        kept = Hold(HoldKind.INTERACTION, question.interaction_id, question=question.kind)
-        call = OpenCall(0, _call_of(owner), ToolEffect.IDEMPOTENT, hold=kept)
-        return await hold(owner, call, interactions=(question,))
-
-    async def _is_current(self, owner: Owner) -> bool:
-        run = await self._store.get(owner.run_id)
-        return run.status is S.RUNNING and run.epoch == owner.fence.epoch
-
-    async def _write_late(self, owner: Owner) -> None:
-        before = await self._store.get(owner.run_id)
-        assert await owner.try_write(answered(owner.step, "too late")) is None
-        assert not isinstance(await owner.say("too late"), Committed)
-        assert not await self._store.release(owner.fence, 1.0)
-        after = await self._store.get(owner.run_id)
-        assert (after.last_event_seq, after.status) == (before.last_event_seq, before.status)
+    async def _reached_model(self, attempt: Attempt) -> bool:
+        """Go on until the model may be called; False if the run waits or pauses before that."""
+        await attempt.look()
+        while not attempt.answers and attempt.run_id in self._held:
+            await attempt.go_on()
+            await self._compare()
+        return attempt.run_id in self._held
 
     async def _crash(self, replica: str) -> None:
+        lost = {run_id for run_id, attempt in self._held.items() if attempt.replica == replica}
+        before = await self._crashes()
         other = REPLICAS[replica == OWNER]
         async with self._database.connection() as connection:
             await heartbeats.leave(connection, replica)
             await self._beat((other,))
-            _, given_up = await recovery.requeue_orphans(connection, other, 15.0, 100)
+            requeued, given_up = await recovery.requeue_orphans(connection, other, 15.0, 100)
+        after = await self._crashes()
+        assert {run_id for run_id in after if after[run_id] != before[run_id]} == lost
+        assert all(after[run_id] == before[run_id] + 1 for run_id in lost)
+        certain = {run_id for run_id in lost if after[run_id] >= MAX_CRASHES_AMONG_OTHERS}
+        assert certain <= set(given_up) <= {run_id for run_id in lost if after[run_id] >= MAX_CRASHES}
+        assert requeued == len(lost) - len(given_up)
+        self._lose(lost)
+        if given_up:
+            await self._claim(other, 100)
+            assert not self._held.keys() & set(given_up), "a run that is given up was claimed once more"
         for run_id in given_up:
             async with self._database.transaction() as connection:
                 assert (await recovery.poison(connection, run_id)).run.status is S.FAILED
         await self._beat(REPLICAS)
-        self._lost_all(replica)
 
     async def _come_back(self, replica: str) -> None:
         async with self._database.connection() as connection:
             owned = await recovery.owned_runs(connection, replica)
             await recovery.put_back(connection, replica, {run_id: run.epoch for run_id, run in owned.items()})
-        self._lost_all(replica)
+        self._lose(set(owned))
 
-    def _lost_all(self, replica: str) -> None:
-        self._late += [owner for who, owner in self._owners if who == replica]
-        self._owners = [(who, owner) for who, owner in self._owners if who != replica]
+    def _lose(self, run_ids: set[str]) -> None:
+        for run_id in run_ids:
+            late = self._late.setdefault(run_id, [])
+            late.append(self._held.pop(run_id))
+            del late[:-MOST_LATE]
+
+    async def _compare(self) -> None:
+        """A run has an owner as long as it runs, the one who claimed it last; none that is over asks for anything."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                """SELECT run_id::text, status, owner::text, EXISTS (
+                       SELECT 1 FROM interactions i WHERE i.run_id = r.run_id AND i.status = 'pending') AS asks
+                   FROM runs r ORDER BY run_id"""
+            )
+        self._status = {row["run_id"]: S(row["status"]) for row in rows}
+        self._lose({run_id for run_id in self._held if self._status[run_id] is not S.RUNNING})
+        owners = {run_id: attempt.replica for run_id, attempt in self._held.items()}
+        assert {row["run_id"]: row["owner"] for row in rows if row["status"] == "running"} == owners
+        assert not [row["run_id"] for row in rows if row["status"] != "running" and row["owner"] is not None]
+        assert not [row["run_id"] for row in rows if row["asks"] and S(row["status"]).terminal]
+
+    async def _crashes(self) -> dict[str, int]:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch("SELECT run_id::text, crashes FROM runs")
+        return {row["run_id"]: row["crashes"] for row in rows}
 
     async def _beat(self, replicas: tuple[str, ...]) -> None:
-        async with self._database.connection() as connection:
-            for replica in replicas:
+        for replica in replicas:
+            async with self._database.connection() as connection:
                 await heartbeats.beat(connection, replica, Process("here", 1), draining=False)
 
     async def _end(self) -> None:
-        """Every run has a way to its end."""
+        """Every run has a way to its end, and so has one that ended badly and is resumed."""
         await self._check()
         for replica in REPLICAS:
             await self._come_back(replica)
+        for run_id in [each for each, status in self._status.items() if status in (S.FAILED, S.INTERRUPTED)]:
+            await self._callers.steer(run_id, "resume")
+        await self._compare()
         for _ in range(2 * len(self._news) + 2):
-            for run_id in self._news:
-                if (await self._store.get(run_id)).status is S.PAUSED:
+            for run_id, status in self._status.items():
+                if status is S.PAUSED:
                     await self._store.resume(run_id, None)
-                await self._decide(run_id, True)
+                if not status.terminal:
+                    await self._callers.decide(run_id, True)
             await self._claim(OWNER, 100)
-            for replica, owner in list(self._owners):
-                while owner.calls:
-                    await self._own(replica, owner, "go on")
-                await self._own(replica, owner, "finish")
-        ends = {run_id: (await self._store.get(run_id)).status for run_id in self._news}
-        assert all(status.terminal for status in ends.values()), ends
-        await self._check()
+            for attempt in list(self._held.values()):
+                await attempt.begin()
+                if await self._reached_model(attempt):
+                    await attempt.finish(S.COMPLETED)
+            await self._compare()
+            if all(status.terminal for status in self._status.values()):
+                return await self._check()
+        raise AssertionError(f"some never end: {self._status}")
 
     async def _check(self) -> None:
         async with self._database.connection() as connection:
             await check_invariants(connection)  # type: ignore[arg-type]
 
 
-def _call_of(owner: Owner) -> ToolCall:
-    return ToolCall(f"call-{owner.step}", "look", '{"q": 1}')
-
-
-def _a_call(owner: Owner) -> dict[str, Any]:
-    """The parts with which the model asks for one call, whose id no other step of the run has."""
-    owner.calls = (OpenCall(0, _call_of(owner), ToolEffect.READ_ONLY, started=True),)
-    owner.usage += Usage(llm_calls=1, input_tokens=10, output_tokens=5)
-    return {
-        "usage": owner.usage,
-        "opening": (Event(EventType.TOOL_BATCH_STARTED, owner.step, {"tool_call_count": 1}),),
-        "messages": (Message(Role.ASSISTANT, "", (_call_of(owner),)),),
-        "records": tuple(ToolRecord(owner.step, call) for call in owner.calls),
-        "checkpoint": owner.checkpoint(Phase.EXECUTE_TOOLS),
-    }
+def _one_of(choices: Sequence[_T], pick: int) -> Sequence[_T]:
+    """One of these; none if there are none."""
+    return choices[pick % len(choices) :][:1] if choices else ()
 
 
 def test_whatever_happens_to_runs_nothing_is_lost_and_all_of_them_can_end(
     postgres_server: str, pytestconfig: Any
 ) -> None:
+    """Seen to fail without epoch, write_no, status or wakes in the fence of a write, without any of the first three in
+    that of deltas and of a release; with questions left open by a stop or by the owner's end; with the thread kept, or
+    nobody promoted, at either; with crashes not counted, or a given-up run claimed; with a claim that locks nothing,
+    waits for a lock or takes a run that runs; with a pause or a wait that keeps the owner; with stimuli not counted."""
     full = pytestconfig.getoption("--chaos-full")
     sizes = settings(
-        max_examples=500 if full else 40,
-        stateful_step_count=50 if full else 30,
-        derandomize=not full,
+        max_examples=150 if full else 40,
+        stateful_step_count=60 if full else 40,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow],
         database=None,
@@ -377,6 +382,7 @@ def test_whatever_happens_to_runs_nothing_is_lost_and_all_of_them_can_end(
         database = runner.run(Database.connect(url))
         try:
 
+            @seed(pytestconfig.getoption("--chaos-seed"))
             def machine() -> Runs:
                 runner.run(_emptied(database))
                 return Runs(database, runner.run)
@@ -390,5 +396,5 @@ def test_whatever_happens_to_runs_nothing_is_lost_and_all_of_them_can_end(
 async def _emptied(database: Database) -> None:
     tables = "runs, threads, messages, run_events, checkpoints, tool_executions, interactions, replicas, agents"
     async with database.connection() as connection:
-        await connection.execute(f"TRUNCATE {tables}, agent_versions, idempotency_keys")
+        await connection.execute(f"TRUNCATE {tables}, agent_versions, idempotency_keys, crashes")
     await postgres_subject(database)
