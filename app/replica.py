@@ -162,7 +162,7 @@ class Replica:
                 pools.readiness,
                 draining=lambda: self.draining,
                 accepting=lambda: execution.executor.accepting,
-                broken=lambda: execution.watch.problem,
+                broken=lambda: execution.watch.problem or tools.problem,
                 shortage=pools.shortage,
                 about=about,
             ),
@@ -183,6 +183,11 @@ class Replica:
     @property
     def draining(self) -> bool:
         return self._draining is not None
+
+    @property
+    def under_way(self) -> int:
+        """The runs that are executed here now."""
+        return len(self._execution.executor.under_way())
 
     def drain(self) -> asyncio.Task[None]:
         """Begin to stop, once; requests can be answered until `stop`, and runs that they create are for others.

@@ -20,7 +20,7 @@ class Health:
     Args:
         draining: whether the replica was told to stop.
         accepting: whether it takes work: it holds its lease and does not drain.
-        broken: what has ended that the replica cannot do its work without; None if nothing has.
+        broken: what keeps the replica from its work that only a restart mends; None if nothing does.
         shortage: which connections others wait for in vain; None if they do for none.
         about: what `/info` says.
     """

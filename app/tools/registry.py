@@ -92,6 +92,11 @@ class ToolRegistry(ToolSet):
                 "tool_secrets_missing", tool_name=name, secrets=missing, hint="its calls fail until they are set"
             )
 
+    @property
+    def problem(self) -> str | None:
+        """What keeps tools from being run that only a restart mends; None if nothing does."""
+        return self._threads.problem
+
     def load_modules(self, names: Iterable[str]) -> None:
         """Import the operator's modules (setting TOOL_MODULES) and add every tool at their top level.
 

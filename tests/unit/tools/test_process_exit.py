@@ -26,8 +26,8 @@ def block():
 
 async def main():
     registry = ToolRegistry([block], max_threads=1)
-    print((await registry.invoke(invocation("block"))).error)
-    print((await registry.invoke(invocation("block"))).error)
+    for _ in range(3):
+        print((await registry.invoke(invocation("block"))).error)
 
 asyncio.run(main())
 print("exit")
@@ -57,7 +57,7 @@ print("exit")
     [
         (
             BLOCKED_THREAD,
-            ["timed out after 0.05 s", "not started: all 1 tool threads were busy for 0.05 s", "exit"],
+            ["timed out after 0.05 s"] * 2 + ["not started: all 1 tool threads were busy for 0.05 s", "exit"],
         ),
         (STUBBORN_TASK, ["timed out after 0.05 s", "exit"]),
     ],

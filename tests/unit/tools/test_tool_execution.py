@@ -223,29 +223,21 @@ class TestTimeouts:
         (entry,) = [log for log in logs if log["event"] == "abandoned_tool_call_ended"]
         assert (entry["run_id"], entry["tool_name"]) == ("run-1", "stubborn")
 
-    async def test_end_a_sync_call_at_once_and_its_thread_stays_taken(
+    async def test_end_a_sync_call_at_once_and_another_thread_takes_the_place_of_its_own(
         self, invocation: Invocation, gate: threading.Event
     ) -> None:
-        started: list[int] = []
-
         @tool(timeout_s=0.1)
-        def block(number: int) -> int:
-            started.append(number)
+        def block() -> None:
             gate.wait(30)
-            return number
 
         @tool
         def free() -> str:
-            return "free again"
+            return "free"
 
         registry = EndingRegistry([block, free], max_threads=1)
-        first = await asyncio.wait_for(registry.invoke(invocation("block", {"number": 1})), 5)
+        first = await asyncio.wait_for(registry.invoke(invocation("block")), 5)
         assert first.error == "timed out after 0.1 s"
-        second = await asyncio.wait_for(registry.invoke(invocation("block", {"number": 2})), 5)
-        assert second.error == "not started: all 1 tool threads were busy for 0.1 s"
-        gate.set()
-        assert (await registry.invoke(invocation("free"))).content == "free again"
-        assert started == [1]
+        assert (await asyncio.wait_for(registry.invoke(invocation("free")), 5)).content == "free"
         await registry.aclose()
 
     async def test_include_the_wait_for_a_thread(self, invocation: Invocation, gate: threading.Event) -> None:
@@ -332,6 +324,63 @@ class TestThreads:
         results = await asyncio.gather(*calls)
         assert [result.content for result in results] == [str(n) for n in range(200)]
         assert len(threads) == 4
+        await registry.aclose()
+
+    async def test_that_do_not_come_back_are_replaced_once_and_then_reported(
+        self, invocation: Invocation, gate: threading.Event
+    ) -> None:
+        """Guards: the count of calls given up in `_may_start`, its bound there, and the look at `too_many`."""
+
+        @tool(timeout_s=0.05)
+        def block() -> None:
+            gate.wait(30)
+
+        @tool(timeout_s=0.5)
+        def quick() -> str:
+            return threading.current_thread().name
+
+        def threads() -> int:
+            return sum(thread.name.startswith("tool-") for thread in threading.enumerate()) - others
+
+        others = sum(thread.name.startswith("tool-") for thread in threading.enumerate())
+        registry = EndingRegistry([block, quick], max_threads=2)
+
+        async def lose(number: int) -> None:
+            for _ in range(number):
+                assert "timed out" in str((await registry.invoke(invocation("block"))).error)
+
+        await lose(1)
+        assert registry.problem is None
+        await lose(1)
+        assert registry.problem == "2 calls of tools that were given up have not returned; restart this replica"
+        assert (await registry.invoke(invocation("quick"))).success
+        await lose(2)
+        assert "not started" in str((await registry.invoke(invocation("quick"))).error)
+        assert threads() == 4
+        gate.set()
+        async with asyncio.timeout(10):
+            while threads() > 2 or registry.problem is not None:
+                await asyncio.sleep(0.01)
+        assert (await registry.invoke(invocation("quick"))).success
+        await registry.aclose()
+
+    async def test_a_call_that_waits_is_given_the_place_of_one_that_is_given_up(
+        self, invocation: Invocation, gate: threading.Event
+    ) -> None:
+        """Guard: the start of a thread in `_give_up`."""
+
+        @tool(timeout_s=0.2)
+        def block() -> None:
+            gate.wait(30)
+
+        @tool(timeout_s=30)
+        def quick() -> str:
+            return "done"
+
+        registry = EndingRegistry([block, quick], max_threads=1)
+        lost, waiting = await asyncio.gather(registry.invoke(invocation("block")), registry.invoke(invocation("quick")))
+        assert not lost.success
+        assert waiting.content == "done"
         await registry.aclose()
 
     async def test_end_when_the_registry_is_closed(self, invocation: Invocation) -> None:
