@@ -40,6 +40,7 @@ from app.engine.store_errors import (
     ThreadBusy,
     ThreadExists,
     ToolCallNotFound,
+    reason_of,
 )
 from app.services.errors import (
     Conflict,
@@ -52,11 +53,12 @@ from app.services.errors import (
     UnknownTool,
 )
 from app.telemetry.logs import get_logger
+from app.telemetry.recurring import Recurring
 
 MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = 1
 
-_log = get_logger(__name__)
+_refusals = Recurring(get_logger(__name__), "unavailable")
 
 
 class ProblemCode(StrEnum):
@@ -205,7 +207,12 @@ async def _known(request: Request, error: Exception) -> Response:
             errors = [{"loc": each.loc, "msg": each.msg} for each in error.problems]
             return problem(request, code, _summary(error.problems), errors=errors)
         case Invalid():
-            return problem(request, code, str(error), errors=[{"loc": error.loc, "msg": str(error)}])
+            return problem(
+                request,
+                code,
+                _summary([FieldProblem(error.loc, str(error))]),
+                errors=[{"loc": error.loc, "msg": str(error)}],
+            )
         case IdempotencyMismatch():
             header = {"loc": ("header", "Idempotency-Key"), "msg": str(error)}
             return problem(request, code, str(error), errors=[header])
@@ -218,8 +225,7 @@ async def _known(request: Request, error: Exception) -> Response:
         case TooManyRuns():
             return problem(request, code, str(error), headers={"Retry-After": str(error.retry_after_s)})
         case StoreUnavailable() | AgentChanged():
-            reason = getattr(error, "reason", "")
-            _log.warning("unavailable", request_id=request_id_of(request.scope), error=str(error), reason=reason)
+            _refusals.failed(str(error), request_id=request_id_of(request.scope), error=reason_of(error))
             return unavailable(request, str(error))
         case _:
             return problem(request, code, str(error))

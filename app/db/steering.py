@@ -41,6 +41,7 @@ from app.engine.events import Event, EventType, ResumeReason, StoredEvent, encod
 from app.engine.limits import Limits
 from app.engine.records import RunRecord, Stopped
 from app.engine.recover import partial_text
+from app.engine.resume import refuse_new_limits
 from app.engine.state import RunState
 from app.engine.status import RunStatus
 from app.engine.store_errors import RunConflict, RunNotFound
@@ -196,7 +197,8 @@ async def resume(connection: Connection, locked: LockedRun, limits: Limits | Non
     Whether it would meet a limit at once is the caller's to have checked, before.
 
     Raises:
-        RunConflict: the run is cancelled, or a later run has written to the thread.
+        RunConflict: the run is cancelled, or a later run has written to the thread; or limits are stated for one that
+            goes on as it is.
     """
     run = locked.run
     changed = True
@@ -204,6 +206,7 @@ async def resume(connection: Connection, locked: LockedRun, limits: Limits | Non
         case RunStatus.COMPLETED | RunStatus.DEGRADED:
             return Stopped(await reread(connection, run.run_id), changed=False)
         case RunStatus.QUEUED | RunStatus.WAITING | RunStatus.RUNNING:
+            refuse_new_limits(run.status, run.overrides, limits)
             await connection.execute("UPDATE runs SET control = NULL WHERE run_id = $1", locked.row["run_id"])
             changed = run.pause_requested
         case RunStatus.CANCELLED:

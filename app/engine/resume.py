@@ -9,7 +9,8 @@ from app.engine.limits import Limits, RunLimits
 from app.engine.messages import Role, ThreadMessage
 from app.engine.ownership import Loaded
 from app.engine.state import RunState, restore
-from app.engine.store_errors import DamagedCheckpoint
+from app.engine.status import RunStatus
+from app.engine.store_errors import DamagedCheckpoint, RunConflict
 
 
 def state_of(loaded: Loaded) -> RunState:
@@ -43,6 +44,17 @@ def best_text(messages: tuple[ThreadMessage, ...], run_id: str) -> str:
         if entry.run_id == run_id and entry.message.role is Role.ASSISTANT and entry.message.text():
             return entry.message.text()
     return ""
+
+
+def refuse_new_limits(status: RunStatus, overrides: AgentOverrides, limits: Limits | None) -> None:
+    """A run that is queued, runs or waits goes on with the limits that it began with.
+
+    Raises:
+        RunConflict: `limits` would change them.
+    """
+    if overrides.resumed_with(limits) != overrides:
+        message = f"the run is {status}: `limits` can be stated once it is paused, failed or interrupted"
+        raise RunConflict(message, status)
 
 
 def limit_on_resume(loaded: Loaded, limits: Limits | None, defaults: RunLimits) -> str | None:

@@ -30,12 +30,12 @@ class StoreUnavailable(StoreError):
 
     Args:
         message: for callers: which part failed and what to do.
-        reason: for logs: what the driver said; it may name hosts and accounts.
+        reason: for logs: what the driver said; it may name hosts and accounts. None where there was none.
     """
 
-    def __init__(self, message: str, reason: object = "") -> None:
+    def __init__(self, message: str, reason: object = None) -> None:
         super().__init__(message)
-        self.reason = str(reason) or type(reason).__name__
+        self.reason = None if reason is None else str(reason) or type(reason).__name__
 
 
 class RunNotFound(StoreError):
@@ -97,4 +97,5 @@ class ResultConflict(StoreError):
 
 def reason_of(error: StoreError) -> str:
     """What to write into a log: also what callers are not told."""
-    return f"{error} ({error.reason})" if isinstance(error, StoreUnavailable) else str(error)
+    reason = error.reason if isinstance(error, StoreUnavailable) else None
+    return str(error) if reason is None else f"{error} ({reason})"

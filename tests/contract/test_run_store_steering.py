@@ -309,6 +309,19 @@ async def test_a_run_that_would_meet_a_limit_at_once_is_resumed_only_with_higher
     assert overrides.resume_limits == Limits(max_steps=6)
 
 
+@pytest.mark.parametrize("status", [S.QUEUED, S.RUNNING])
+async def test_limits_for_a_run_that_goes_on_as_it_is_are_refused_and_not_ignored(store: RunStore, status: S) -> None:
+    """But for those that it was resumed with: a resume may be sent twice."""
+    new = await run_in(store, status)
+    before = await store.get(new.run_id)
+    with pytest.raises(RunConflict, match="paused, failed or interrupted"):
+        await store.resume(new.run_id, Limits(max_steps=7))
+    assert await store.get(new.run_id) == before
+    await store.stop(new.run_id, S.INTERRUPTED, STOPPED)
+    for _ in range(2):
+        assert (await store.resume(new.run_id, Limits(max_steps=7))).run.status is S.QUEUED
+
+
 async def test_limits_of_an_earlier_resume_stand(store: RunStore) -> None:
     new = await run_in(store, S.INTERRUPTED)
     await store.resume(new.run_id, Limits(max_steps=7))

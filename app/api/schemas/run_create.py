@@ -98,5 +98,7 @@ class RunResume(RequestModel):
     model_config = example({"limits": {"max_steps": 40}})
 
     limits: Limits | None = Field(
-        default=None, description="In place of the limits that the run has now; without it the wall time starts afresh."
+        default=None,
+        description="In place of the limits that the run has now, higher ones too, up to the service's (`GET /info`); "
+        "without it the wall time starts afresh. For runs that are paused, failed or interrupted.",
     )

@@ -18,7 +18,7 @@ from app.engine.events import Event, EventType, ResumeReason, StoredEvent
 from app.engine.limits import Limits
 from app.engine.records import Stopped
 from app.engine.recover import partial_text
-from app.engine.resume import limit_on_resume
+from app.engine.resume import limit_on_resume, refuse_new_limits
 from app.engine.state import RunState
 from app.engine.status import RunStatus
 from app.engine.store_errors import LimitReached, RunConflict
@@ -81,11 +81,13 @@ def resume(tables: Tables, row: RunRow, limits: Limits | None) -> Stopped:
     """Put a run back into the queue where its status allows it, with the child runs of its open calls.
 
     Raises:
-        RunConflict: the run is cancelled, or another run has taken its thread further.
+        RunConflict: the run is cancelled, or another run has taken its thread further; or limits are stated for one
+            that goes on as it is.
         LimitReached: it would meet a limit at once.
     """
     match row.status:
         case RunStatus.QUEUED | RunStatus.RUNNING | RunStatus.WAITING:
+            refuse_new_limits(row.status, row.overrides, limits)
             changed = row.pause_requested
             row.pause_requested = False
             # What has ended meanwhile is for the run to take in: it may be about to.

@@ -34,9 +34,10 @@ def delta(text: str) -> Event:
     return Event(EventType.TEXT_DELTA, 1, {"delta": text})
 
 
-RESTARTED = Event(EventType.WARNING, 1, {"code": WarningCode.STEP_RESTARTED, "from_seq": 1})
+RESTARTED = Event(EventType.WARNING, 1, {"code": WarningCode.STEP_RESTARTED, "from_seq": 0})
 ESTIMATED = Event(EventType.WARNING, 1, {"code": WarningCode.USAGE_ESTIMATED})
-RESUMED = Event(EventType.RUN_RESUMED, 1, {"reason": "crash", "attempt": 2, "from_seq": 1})
+RESUMED = Event(EventType.RUN_RESUMED, 1, {"reason": "crash", "attempt": 2, "from_seq": 0})
+GOES_ON = Event(EventType.RUN_RESUMED, 1, {"reason": "interrupt", "attempt": 2, "from_seq": 2})
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,9 @@ RESUMED = Event(EventType.RUN_RESUMED, 1, {"reason": "crash", "attempt": 2, "fro
         ([delta("a"), ESTIMATED, delta("b")], "ab"),
         ([delta("a"), RESUMED, delta("b")], "b"),
         ([delta("a"), RESUMED], ""),
+        # An attempt that goes on behind the model's answer takes nothing back of it.
+        ([delta("a"), delta("b"), GOES_ON], "ab"),
+        ([delta("a"), delta("b"), delta("c"), GOES_ON, delta("d")], "abd"),
     ],
 )
 def test_partial_text_is_what_readers_saw_of_the_open_step_and_is_not_void(events: list[Event], text: str) -> None:
