@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.database import explained, ready_database
+from app.cli.database import explained, lacking_migrations, ready_database
 from app.cli.refusal import CannotGoOn
 from app.cli.serve import banner, listening, serve_in_this_process, serve_in_workers
 from app.db import migrate as migrations
@@ -75,8 +75,14 @@ def serve(
 ) -> None:
     """Serve the HTTP API and execute runs, until SIGTERM or Ctrl-C."""
     settings = _load_settings(host=host, port=port, workers=workers)
-    with _signals_end_the_program(), listening(settings) as listener, ready_database(settings) as ready_settings:
-        tell = banner(settings, listener)
+    with (
+        _signals_end_the_program(),
+        listening(settings) as listener,
+        ready_database(settings, keep_alive=True) as ready_settings,
+    ):
+        # An embedded one has just been migrated.
+        migrated = not settings.database_url or not lacking_migrations(settings.database_url)
+        tell = banner(settings, listener, migrated=migrated)
         if settings.workers == 1:
             serve_in_this_process(ready_settings, listener, tell)
         else:
@@ -118,10 +124,20 @@ def apply_agent(
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text.")] = False,
 ) -> None:
-    """Say what is stuck or broken, why, and what to do about it; changes nothing. Exit code 1: there are problems."""
+    """Say what is stuck or broken, why, and what to do about it; starts and changes nothing.
+
+    Give it the settings of the service: its database, LEASE_S and MAX_CONCURRENT_RUNS.
+
+    Exit codes: 0 nothing is wrong, 1 there are problems, 2 a setting or an argument cannot be used.
+    """
     # Imported here, so that `serve` does without.
     diagnosing = importlib.import_module("app.cli.doctor")
-    settings = _load_settings()
+    try:
+        settings = _load_settings()
+    except CannotGoOn as reason:
+        if as_json:
+            diagnosing.show_refusal(str(reason))
+        raise
     with _signals_end_the_program():
         sys.exit(diagnosing.diagnose(settings, as_json=as_json))
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from app.cli.refusal import CannotGoOn
 from app.db import migrate as migrations
-from app.db.embedded import EmbeddedPostgres
+from app.db.embedded import EmbeddedPostgres, Keeper
 from app.settings import Settings
 
 _OLDEST_POSTGRES = 15
@@ -19,15 +21,19 @@ _CONNECT_TIMEOUT_S = 10
 
 
 @contextmanager
-def ready_database(settings: Settings, *, migrate_embedded: bool = True) -> Generator[Settings]:
+def ready_database(
+    settings: Settings, *, migrate_embedded: bool = True, keep_alive: bool = False
+) -> Generator[Settings]:
     """Settings whose database answers.
 
     Args:
         migrate_embedded: whether an embedded database is brought to the newest revision first.
+        keep_alive: whether an embedded server that dies is started again. If that cannot be done, this process gets a
+            SIGTERM, and the error below is raised when it leaves.
 
     Raises:
         CannotGoOn: it does not answer, or is too old.
-        EmbeddedPostgresError: the embedded server cannot be started.
+        EmbeddedPostgresError: the embedded server cannot be started, or not again.
     """
     if settings.database_url:
         with explained(settings.database_url):
@@ -40,9 +46,28 @@ def ready_database(settings: Settings, *, migrate_embedded: bool = True) -> Gene
         with explained(url):
             if migrate_embedded and asyncio.run(migrations.pending(url)) is not None:
                 asyncio.run(migrations.upgrade(url))
-        yield settings.model_copy(update={"database_url": url})
+        with _kept_alive(server) if keep_alive else nullcontext():
+            yield settings.model_copy(update={"database_url": url})
     finally:
         server.stop()
+
+
+@contextmanager
+def _kept_alive(server: EmbeddedPostgres) -> Generator[None]:
+    keeper = Keeper(server, on_lost=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.stop()
+        if keeper.failure is not None:
+            raise keeper.failure  # in place of the exit that the signal asked for
+
+
+def lacking_migrations(url: str) -> bool:
+    """Whether the database has to be migrated before the service can work with it. Raises CannotGoOn."""
+    with explained(url):
+        return asyncio.run(migrations.pending(url)) is not None
 
 
 @contextmanager

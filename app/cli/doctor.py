@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import assert_never
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 import orjson
@@ -11,9 +14,8 @@ import typer
 from app.cli.database import explained, ready_database
 from app.cli.refusal import CannotGoOn
 from app.db.diagnosis import Surroundings
-from app.db.embedded import EmbeddedPostgresError
-from app.services.doctor import Report, examine, unreachable
-from app.services.findings import Finding, Severity
+from app.db.embedded import Absence, EmbeddedPostgresError, running_url
+from app.services.doctor import Report, examine, unexamined
 from app.settings import Settings
 
 _CONNECT_TIMEOUT_S = 10
@@ -30,21 +32,55 @@ def diagnose(settings: Settings, *, as_json: bool) -> int:
     Returns:
         the exit code: 0 nothing is wrong, 1 there are problems.
     """
-    report = _report(settings)
-    typer.echo(orjson.dumps(_as_data(report), default=str).decode() if as_json else _as_text(report))
+    report = _report(settings) if settings.database_url else _report_on_embedded(settings)
+    typer.echo(_as_json(report) if as_json else _as_text(report))
     return 1 if report.problems else 0
 
 
-def _report(settings: Settings) -> Report:
-    if not settings.database_url and not (settings.data_dir / "postgres" / "PG_VERSION").exists():
-        said = f"DATABASE_URL is empty and there is no embedded database in {settings.data_dir}"
-        fix = "set DATABASE_URL or DATA_DIR as the service has them; `agent-runner serve` makes one"
-        return Report((Finding("database", Severity.PROBLEM, said, fix),))
+def show_refusal(reason: str) -> None:
+    """Print, as the JSON object of a diagnosis, that the settings cannot be used."""
+    typer.echo(_as_json(unexamined("settings", reason, "set it right, in the environment or in .env")))
+
+
+def _report_on_embedded(settings: Settings) -> Report:
     try:
-        with ready_database(settings, migrate_embedded=False) as ready, explained(ready.database_url):
+        found = running_url(settings.data_dir)
+    except EmbeddedPostgresError as reason:
+        return unexamined("database", str(reason), "run doctor with the account of the service")
+    if isinstance(found, Absence):
+        return unexamined("database", *_absent(found, settings.data_dir))
+    return _report(settings.model_copy(update={"database_url": found}))
+
+
+def _absent(absence: Absence, data_dir: Path) -> tuple[str, str]:
+    """Why there is no embedded database to look at, which a diagnosis never starts, and what to do about it."""
+    its, log = f"the embedded database in {data_dir}", data_dir / "postgres.log"
+    match absence:
+        case Absence.NEVER_MADE:
+            said = f"DATABASE_URL is empty and there is no embedded database in {data_dir}"
+            return said, "set DATABASE_URL or DATA_DIR as the service has them; `agent-runner serve` makes one"
+        case Absence.STOPPED:
+            return f"{its} is not running: its service is stopped", "start the service: `agent-runner serve`"
+        case Absence.DIED:
+            fix = "start the service: `agent-runner serve`; one that lives starts its server again within seconds"
+            return f"{its} is not running: its server died", f"{fix}; {log} may say why"
+        case Absence.BUSY:
+            fix = f"try again in a moment; {log} says what it is at"
+            return f"{its} is starting, recovering or stopping", fix
+        case _:
+            assert_never(absence)
+
+
+def _report(settings: Settings) -> Report:
+    try:
+        with ready_database(settings) as ready, explained(ready.database_url):
             return asyncio.run(_examine(ready))
-    except (CannotGoOn, EmbeddedPostgresError) as reason:
-        return unreachable(str(reason))
+    except CannotGoOn as reason:
+        fix = "check DATABASE_URL, and that the server runs and lets this machine in"
+        if isinstance(reason.__cause__, asyncpg.InvalidCatalogNameError):
+            name = unquote(urlsplit(settings.database_url).path.removeprefix("/")).replace('"', '""')
+            fix = f'make it on that server: CREATE DATABASE "{name}"; then run `agent-runner migrate`'
+        return unexamined("database", str(reason), fix)
 
 
 async def _examine(settings: Settings) -> Report:
@@ -80,8 +116,8 @@ def _as_text(report: Report) -> str:
     return "\n\n".join(parts)
 
 
-def _as_data(report: Report) -> dict[str, object]:
-    return {
+def _as_json(report: Report) -> str:
+    data = {
         "verdict": report.verdict,
         "problems": report.problems,
         "server": report.server,
@@ -100,3 +136,4 @@ def _as_data(report: Report) -> dict[str, object]:
             for finding in report.findings
         ],
     }
+    return orjson.dumps(data, default=str).decode()

@@ -13,6 +13,8 @@ import asyncpg
 
 from app.db.database import Connection
 from app.db.invariants.invariant import TERMINAL, readable
+from app.engine.crashes import SUSPECT_CRASHES
+from app.engine.interactions import InteractionKind
 
 MOST_ROWS = 10
 MOST_REPLICAS = 1000
@@ -86,12 +88,26 @@ _EXPIRY = f"""LATERAL (SELECT min(at) AS at FROM (
     SELECT expires_at AS at FROM interactions WHERE run_id = r.run_id AND status = 'pending'
     UNION ALL SELECT expires_at FROM tool_executions WHERE run_id = r.run_id AND outcome IS NULL AND posted IS NULL
     UNION ALL SELECT deadline_at FROM runs WHERE parent_run_id = r.run_id AND status NOT IN {TERMINAL}) AS ends)"""
-_WAITS_FOR = f"""LATERAL (SELECT string_agg(DISTINCT what, ', ') AS what FROM (
-    SELECT CASE kind WHEN 'input' THEN 'an answer from a person' ELSE 'an approval' END AS what
-        FROM interactions WHERE run_id = r.run_id AND status = 'pending'
-    UNION ALL SELECT 'child run ' || run_id FROM runs WHERE parent_run_id = r.run_id AND status NOT IN {TERMINAL}
-    UNION ALL SELECT 'the result of ' || tool_name FROM tool_executions
-        WHERE run_id = r.run_id AND outcome IS NULL AND posted IS NULL AND expires_at IS NOT NULL) AS each)"""
+_ASKED = f"""CASE kind
+    WHEN '{InteractionKind.APPROVAL}' THEN 'an approval of ' || coalesce(tool_name, 'a model call')
+    WHEN '{InteractionKind.INPUT}' THEN 'an answer from a person about ' || coalesce(tool_name, 'a model call')
+    ELSE 'somebody to say what became of ' || coalesce(tool_name, 'a call') END"""
+_WAITS_FOR = f"""LATERAL (
+    SELECT array_to_string((array_agg(what ORDER BY what))[:{MOST_ROWS}], ', ')
+               || CASE WHEN count(*) > {MOST_ROWS} THEN ' and ' || count(*) - {MOST_ROWS} || ' more' ELSE '' END
+               AS what,
+           (array_agg(interaction_id ORDER BY what) FILTER (WHERE interaction_id IS NOT NULL))[:{MOST_ROWS}]
+               AS interaction_ids,
+           (array_agg(tool_call_id ORDER BY what) FILTER (WHERE tool_call_id IS NOT NULL))[:{MOST_ROWS}]
+               AS tool_call_ids
+    FROM (
+        SELECT {_ASKED} || ' (interaction ' || interaction_id || ')' AS what, interaction_id, NULL AS tool_call_id
+            FROM interactions WHERE run_id = r.run_id AND status = 'pending'
+        UNION ALL SELECT 'child run ' || run_id, NULL, NULL
+            FROM runs WHERE parent_run_id = r.run_id AND status NOT IN {TERMINAL}
+        UNION ALL SELECT 'the result of ' || tool_name || ' (tool call ' || tool_call_id || ')', NULL, tool_call_id
+            FROM tool_executions
+            WHERE run_id = r.run_id AND outcome IS NULL AND posted IS NULL AND expires_at IS NOT NULL) AS each)"""
 
 # $1 to $4 are the `Surroundings`, in their order.
 _LOOKS: Mapping[Look, str] = {
@@ -118,7 +134,7 @@ _LOOKS: Mapping[Look, str] = {
         WHERE r.status = 'running' AND (p.incarnation IS NULL OR NOT {_LIVE}) ORDER BY p.heartbeat_at NULLS FIRST""",
     Look.READY: f"""
         SELECT r.run_id, r.agent_name, {_age("r.available_at")} AS ready_s FROM runs r
-        WHERE r.status = 'queued' AND r.holds_thread AND r.crashes < 2
+        WHERE r.status = 'queued' AND r.holds_thread AND r.crashes < {SUSPECT_CRASHES}
           AND r.available_at < clock_timestamp() - {_LATE} ORDER BY r.available_at""",
     Look.STALLED: f"""
         SELECT r.run_id, r.agent_name, r.step, {_age("coalesce(e.at, r.started_at)")} AS silent_s, p.host, p.pid,
@@ -136,9 +152,10 @@ _LOOKS: Mapping[Look, str] = {
         SELECT a.pid, a.usename::text AS role, a.application_name, a.state, {_age("a.xact_start")} AS open_s
         FROM pg_stat_activity a WHERE a.datname = current_database() AND a.backend_type = 'client backend'
           AND a.xact_start < clock_timestamp() - make_interval(secs => $4) ORDER BY a.xact_start""",
-    Look.SUSPECTS: """
+    Look.SUSPECTS: f"""
         SELECT run_id, agent_name, status, crashes FROM runs
-        WHERE (status = 'queued' AND crashes >= 2) OR (status = 'running' AND crashes >= 2) ORDER BY run_id""",
+        WHERE (status = 'queued' AND crashes >= {SUSPECT_CRASHES})
+           OR (status = 'running' AND crashes >= {SUSPECT_CRASHES}) ORDER BY run_id""",
     Look.DEAD_ROWS: """
         SELECT relname::text AS name, n_dead_tup AS dead, n_live_tup AS live, last_autovacuum::text AS vacuumed
         FROM pg_stat_user_tables WHERE n_dead_tup > 10000 AND n_dead_tup > 5 * n_live_tup ORDER BY n_dead_tup DESC""",
@@ -152,7 +169,7 @@ _LOOKS: Mapping[Look, str] = {
           AND {readable("error")}->>'code' = 'poisoned' ORDER BY finished_at DESC""",
     Look.BEHIND: f"""
         SELECT t.thread_id, r.run_id AS holder, r.status, line.runs, {_age("e.at")} AS since_s, w.what,
-               -{_age("x.at")} AS expires_s
+               w.interaction_ids, w.tool_call_ids, -{_age("x.at")} AS expires_s
         FROM (SELECT thread_key, count(*) AS runs FROM runs
               WHERE status = 'queued' AND NOT holds_thread AND ordinal IS NOT NULL GROUP BY thread_key) AS line
         JOIN threads t USING (thread_key) JOIN runs r ON r.run_id = t.holder_run_id
@@ -162,7 +179,8 @@ _LOOKS: Mapping[Look, str] = {
         SELECT r.run_id, r.agent_name, {_age("e.at")} AS since_s FROM runs r LEFT JOIN {_LAST_EVENT} AS e ON true
         WHERE r.status = 'paused' ORDER BY e.at""",
     Look.WAITING: f"""
-        SELECT r.run_id, r.agent_name, w.what, {_age("e.at")} AS since_s, -{_age("x.at")} AS expires_s FROM runs r
+        SELECT r.run_id, r.agent_name, w.what, w.interaction_ids, w.tool_call_ids, {_age("e.at")} AS since_s,
+               -{_age("x.at")} AS expires_s FROM runs r
         LEFT JOIN {_LAST_EVENT} AS e ON true CROSS JOIN {_WAITS_FOR} AS w CROSS JOIN {_EXPIRY} AS x
         WHERE r.status = 'waiting' ORDER BY x.at""",
     Look.PUT_OFF: f"""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from app.db.database import Connection
 
+# A replica beats so often within its lease.
+BEATS_PER_LEASE = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

@@ -77,10 +77,16 @@ async def current(connection: Reader) -> str | None:
 
 def missing(found: str | None) -> str | None:
     """The same as `pending`, for the revision that a database was found at."""
+    lack = shortfall(found)
+    return None if lack is None else f"{lack}; run `agent-runner migrate`"
+
+
+def shortfall(found: str | None) -> str | None:
+    """What `missing` says, without what to do about it."""
     if found == head() or (found is not None and found not in _revisions()):
         return None
     at = "has no tables yet" if found is None else f"is at revision {found} and not at {head()}"
-    return f"migrations missing: the database {at}; run `agent-runner migrate`"
+    return f"migrations missing: the database {at}"
 
 
 @cache

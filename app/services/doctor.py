@@ -10,7 +10,7 @@ import asyncpg
 from app.db.database import Connection
 from app.db.diagnosis import MOST_ROWS, Look, Surroundings, look
 from app.db.invariants import Checked, check_here
-from app.db.migrate import current, missing
+from app.db.migrate import current, shortfall
 from app.services.findings import Example, Finding, Severity, findings_of, number, replica_of, values, whole
 
 
@@ -40,10 +40,9 @@ class Report:
         return f"{number(self.problems, 'problem')}, {number(notes, 'note')}"
 
 
-def unreachable(reason: str) -> Report:
-    """The report on a database that cannot be used at all; `reason` is for a person."""
-    fix = "check DATABASE_URL, and that the server runs and lets this machine in"
-    return Report((Finding("database", Severity.PROBLEM, reason, fix),))
+def unexamined(kind: str, reason: str, fix: str) -> Report:
+    """The report where nothing can be looked at at all; `reason` and `fix` are for a person."""
+    return Report((Finding(kind, Severity.PROBLEM, reason, fix),))
 
 
 async def examine(connection: Connection, around: Surroundings, max_concurrent_runs: int) -> Report:
@@ -57,7 +56,7 @@ async def examine(connection: Connection, around: Surroundings, max_concurrent_r
     """
     server = f"PostgreSQL {await connection.fetchval('SHOW server_version')}"
     try:
-        unready = missing(await current(connection))
+        unready = shortfall(await current(connection))
     except asyncpg.InsufficientPrivilegeError as error:
         return Report((_not_seen("migrations", str(error)),), server)
     if unready is not None:
@@ -73,7 +72,7 @@ async def examine_here(connection: Connection, server: str, around: Surroundings
     findings += await _broken(connection)
     findings += findings_of(seen, around, max_concurrent_runs)
     counts = {str(row["status"]): whole(row["runs"]) for row in seen[Look.COUNTS].rows}
-    replicas = tuple(Example(replica_of(row), row) for row in seen[Look.REPLICAS].rows)
+    replicas = tuple(Example(replica_of(row, around.lease_s), row) for row in seen[Look.REPLICAS].rows)
     worst_first = sorted(findings, key=lambda finding: finding.severity is not Severity.PROBLEM)
     return Report(tuple(worst_first), server, counts, replicas)
 

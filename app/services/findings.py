@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from app.db.diagnosis import LATE_S, MOST_ROWS, Look, Seen, Surroundings
+from app.db.heartbeats import BEATS_PER_LEASE
+from app.engine.crashes import AMONG_OTHERS_S, MAX_CRASHES_AMONG_OTHERS, SUSPECT_CRASHES
 
 Row = Mapping[str, object]
+
+# One beat may be late; after so many the replica is about to be taken for dead.
+_SILENT_BEATS = 2
+_START_ONE = "start one: `agent-runner serve`"
 
 
 class Severity(StrEnum):
@@ -46,59 +52,85 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Replicas:
-    """Who is there to do something, as far as that could be seen."""
+    """Who is there to do something, as far as that could be seen: each has those of the one before that …
 
-    live: int
-    draining: int
-    runs: int
+    Args:
+        live: … beat within the lease.
+        working: … do not drain.
+        heard: … are not silent.
+    """
 
-    @property
-    def working(self) -> int:
-        return self.live - self.draining
+    live: Sequence[Row]
+    working: Sequence[Row]
+    heard: Sequence[Row]
 
 
 def findings_of(seen: Mapping[Look, Seen], around: Surroundings, max_concurrent_runs: int) -> list[Finding]:
     """What there is to say about what was seen; `max_concurrent_runs` is how many one replica executes at once."""
-    replicas = _replicas(seen[Look.REPLICAS])
+    replicas = _replicas(seen[Look.REPLICAS], around.lease_s)
     waiting = sum(seen[what].total for what in (Look.READY, Look.ORPHANED, Look.OVERDUE))
     made = [
-        _about_replicas(seen[Look.REPLICAS], replicas, waiting),
+        _about_replicas(seen[Look.REPLICAS], replicas, around.lease_s, waiting),
         _about_orphans(seen[Look.ORPHANED], replicas, around),
         _about_ready(seen[Look.READY], replicas, max_concurrent_runs),
     ]
     made += [_about(seen[what], *said) for what, said in _SAID.items()]
+    for what, noun, said, each in _OTHERS_ACT:
+        made.append(_about(seen[what], what, Severity.NOTE, noun, said, _way_on(seen[what]), each))
     return [finding for finding in made if finding is not None]
 
 
-def _replicas(seen: Seen) -> _Replicas:
+def _replicas(seen: Seen, lease_s: float) -> _Replicas:
     live = [row for row in seen.rows if row["live"]]
-    return _Replicas(len(live), sum(bool(row["draining"]) for row in live), sum(whole(row["runs"]) for row in live))
+    working = [row for row in live if not row["draining"]]
+    return _Replicas(live, working, [row for row in working if not _silent(row, lease_s)])
 
 
-def _about_replicas(seen: Seen, replicas: _Replicas, waiting: int) -> Finding | None:
+def _silent(row: Row, lease_s: float) -> bool:
+    """Whether a live replica has missed beats."""
+    return _seconds(row["beat_s"]) > _SILENT_BEATS * lease_s / BEATS_PER_LEASE
+
+
+def _about_replicas(seen: Seen, replicas: _Replicas, lease_s: float, waiting: int) -> Finding | None:
     if seen.missing is not None:
         return None
-    examples = tuple(Example(replica_of(row), row) for row in seen.rows[:MOST_ROWS])
-    if replicas.live == 0:
-        severity = Severity.PROBLEM if waiting else Severity.NOTE
+    examples = tuple(Example(replica_of(row, lease_s), row) for row in seen.rows[:MOST_ROWS])
+    live, working, heard = len(replicas.live), len(replicas.working), len(replicas.heard)
+    needed = Severity.PROBLEM if waiting else Severity.NOTE
+    if live == 0:
         said = "no replica is alive: nobody executes, recovers or expires anything"
-        return Finding("replicas", severity, said, "start one: `agent-runner serve`", examples, seen.total)
-    if replicas.working == 0:
-        said = f"all {number(replicas.live, 'live replica')} drain: nobody takes up runs"
-        severity = Severity.PROBLEM if waiting else Severity.NOTE
-        return Finding("replicas", severity, said, "start another: `agent-runner serve`", examples, seen.total)
-    if replicas.draining or replicas.live < len(seen.rows):
-        stale = len(seen.rows) - replicas.live
-        said = f"replicas: {replicas.working} at work, {replicas.draining} draining, {stale} not heard of any more"
+        return Finding("replicas", needed, said, _START_ONE, examples, seen.total)
+    if working == 0:
+        said = f"all {number(live, 'live replica')} drain: nobody takes up runs"
+        return Finding("replicas", needed, said, "start another: `agent-runner serve`", examples, seen.total)
+    if heard == 0:
+        are = "is" if working == 1 else "are"
+        said = f"no replica beats: {number(working, 'live replica')} {are} silent"
+        severity = Severity.PROBLEM if any(row["runs"] for row in replicas.working) else needed
+        fix = "see if the process is there and reaches the database; or start another: `agent-runner serve`"
+        return Finding("replicas", severity, said, fix, examples, seen.total)
+    if heard < len(seen.rows):
+        said = f"replicas: {heard} at work, {working - heard} silent, {live - working} draining"
+        said = f"{said}, {len(seen.rows) - live} not heard of any more"
         return Finding("replicas", Severity.NOTE, said, None, examples, seen.total)
     return None
 
 
-def replica_of(row: Row) -> str:
-    """A row of `Look.REPLICAS` in words."""
-    state = ("draining" if row["draining"] else "at work") if row["live"] else "stale"
-    where = f"{row['host']} pid {row['pid']}"
-    return f"replica {row['replica']} ({where}): {state}, last beat {_span(row['beat_s'])} ago, {row['runs']} runs"
+def replica_of(row: Row, lease_s: float) -> str:
+    """A row of `Look.REPLICAS` in words; `lease_s` is how long after its last beat a replica counts as dead."""
+    beat = f"last beat {_span(row['beat_s'])} ago"
+    if not row["live"]:
+        state = f"stale, {beat}"
+    elif _silent(row, lease_s):
+        silent = f"silent for {_span(row['beat_s'])}, counts as dead after {_span(lease_s)}"
+        state = f"draining, {silent}" if row["draining"] else silent
+    else:
+        state = f"draining, {beat}" if row["draining"] else f"at work, {beat}"
+    return f"{_replica(row)}: {state}, {number(whole(row['runs']), 'run')}"
+
+
+def _replica(row: Row) -> str:
+    return f"replica {row['replica']} ({row['host']} pid {row['pid']})"
 
 
 def _about_orphans(seen: Seen, replicas: _Replicas, around: Surroundings) -> Finding | None:
@@ -106,9 +138,9 @@ def _about_orphans(seen: Seen, replicas: _Replicas, around: Surroundings) -> Fin
         return None
     runs = number(seen.total, "run") + (" is" if seen.total == 1 else " are")
     examples = tuple(Example(_orphan(row), row) for row in seen.rows)
-    if replicas.live == 0:
+    if not replicas.live:
         said = f"{runs} `running` on a dead replica, and no live one is there to recover {_them(seen)}"
-        return Finding("orphaned", Severity.PROBLEM, said, "start one: `agent-runner serve`", examples, seen.total)
+        return Finding("orphaned", Severity.PROBLEM, said, _START_ONE, examples, seen.total)
     if max(_seconds(row["dead_s"]) for row in seen.rows) < around.lease_s + LATE_S:
         said = f"{runs} `running` on a dead replica; the live ones recover {_them(seen)} within seconds"
         return Finding("orphaned", Severity.NOTE, said, None, examples, seen.total)
@@ -128,14 +160,27 @@ def _about_ready(seen: Seen, replicas: _Replicas, max_concurrent_runs: int) -> F
     if seen.total == 0:
         return None
     said = f"{number(seen.total, 'run')} could have been taken up long ago"
-    severity, fix = Severity.PROBLEM, "look for `claim_failed` in the logs of the replicas"
-    if replicas.live == 0:
-        said, fix = f"{said}, and no replica is alive", "start one: `agent-runner serve`"
-    elif replicas.working == 0:
-        said, fix = f"{said}, and all replicas drain", "start another: `agent-runner serve`"
-    elif replicas.runs >= replicas.working * max_concurrent_runs:
-        said = f"{said}; the replicas are full ({replicas.runs} runs on {replicas.working})"
-        severity, fix = Severity.NOTE, "start more replicas, or raise MAX_CONCURRENT_RUNS"
+    severity, fix = Severity.PROBLEM, "start another: `agent-runner serve`"
+    roomy = [row for row in replicas.heard if whole(row["runs"]) < max_concurrent_runs]
+    if not replicas.live:
+        said, fix = f"{said}, and no replica is alive", _START_ONE
+    elif not replicas.working:
+        said = f"{said}, and all replicas drain"
+    elif not replicas.heard:
+        said = f"{said}, and no replica beats"
+    elif roomy:
+        emptiest = min(roomy, key=lambda row: whole(row["runs"]))
+        said = f"{said}: {_replica(emptiest)} executes {emptiest['runs']} of {max_concurrent_runs}"
+        fix = (
+            "give doctor the MAX_CONCURRENT_RUNS of the replicas, if theirs is another; else look for `claim_failed` "
+            "in their logs, and at their `agent_runner_loop_lag_seconds`"
+        )
+    else:
+        under_way = number(sum(whole(row["runs"]) for row in replicas.heard), "run")
+        of = f"{under_way} on {number(len(replicas.heard), 'replica')}, each may execute {max_concurrent_runs}"
+        waits = f"{number(seen.total, 'run')} wait" + ("s" if seen.total == 1 else "")
+        said = f"{waits} for a slot: all of the live replicas are taken ({of}, by MAX_CONCURRENT_RUNS as set here)"
+        severity, fix = Severity.NOTE, "raise MAX_CONCURRENT_RUNS or add a replica, if they wait for too long"
     examples = tuple(Example(f"{_run(row)}: ready for {_span(row['ready_s'])}", row) for row in seen.rows)
     return Finding("ready", severity, said, fix, examples, seen.total)
 
@@ -234,7 +279,9 @@ _SAID: Mapping[Look, tuple[str, Severity, str, str, str | None, Callable[[Row], 
         "suspects",
         Severity.PROBLEM,
         "run",
-        "under way in two crashes in a row; with one more it may fail as `poisoned`",
+        f"under way {SUSPECT_CRASHES} or more times in a row when its process died or hung; the next time it fails as "
+        f"`poisoned`, but where other processes die without it within {AMONG_OTHERS_S:.0f} s not before time "
+        f"{MAX_CRASHES_AMONG_OTHERS}",
         "look at what their tools do to the process; `POST /runs/{run_id}/cancel` ends one",
         lambda row: f"{_run(row)}: {row['status']}, {row['crashes']} crashes",
     ),
@@ -262,16 +309,14 @@ _SAID: Mapping[Look, tuple[str, Severity, str, str, str | None, Callable[[Row], 
         None,
         lambda row: f"{_run(row)}: {_span(row['ended_s'])} ago",
     ),
-    Look.BEHIND: ("behind", Severity.NOTE, "thread", "with runs in line behind another", None, _holder),
     Look.PAUSED: (
         "paused",
         Severity.NOTE,
         "run",
         "paused by a caller",
-        None,
+        "`POST /runs/{run_id}/resume`, or `POST /runs/{run_id}/cancel`",
         lambda row: f"{_run(row)}: since {_span(row['since_s'])}",
     ),
-    Look.WAITING: ("waiting", Severity.NOTE, "run", "waiting", None, _waiting),
     Look.PUT_OFF: ("put_off", Severity.NOTE, "run", "put off for a while", None, _put_off),
     Look.SCHEDULED: (
         "scheduled",
@@ -282,6 +327,25 @@ _SAID: Mapping[Look, tuple[str, Severity, str, str, str | None, Callable[[Row], 
         lambda row: f"{_run(row)}: in {_span(row['in_s'])}",
     ),
 }
+
+
+# What goes on when somebody outside of the service acts.
+_OTHERS_ACT: Sequence[tuple[Look, str, str, Callable[[Row], str]]] = (
+    (Look.WAITING, "run", "waiting", _waiting),
+    (Look.BEHIND, "thread", "with runs in line behind another", _holder),
+)
+
+
+def _way_on(seen: Seen) -> str | None:
+    """What a person may do for what is shown; None where it only waits for other runs."""
+    ways: list[str] = []
+    if any(row.get("status") == "paused" for row in seen.rows):
+        ways.append("let it go on with `POST /runs/{run_id}/resume`")
+    if any(row["interaction_ids"] for row in seen.rows):
+        ways.append("answer with `POST /runs/{run_id}/interactions/{interaction_id}` (decision: approve or deny)")
+    if any(row["tool_call_ids"] for row in seen.rows):
+        ways.append("give the result with `POST /runs/{run_id}/tool-calls/{tool_call_id}/result`")
+    return "; ".join(ways) or None
 
 
 def values(row: Row) -> str:

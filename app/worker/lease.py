@@ -16,6 +16,7 @@ from enum import StrEnum
 import asyncpg
 
 from app.db import heartbeats
+from app.db.connecting import said_by
 from app.db.stateless import StatelessConnection
 from app.engine.store_errors import StoreUnavailable
 from app.telemetry.logs import get_logger
@@ -128,7 +129,7 @@ class Lease:
         asyncio.run(self._beat_until_stopped())
 
     async def _beat_until_stopped(self) -> None:
-        interval = self._lease_s / 5
+        interval = self._lease_s / heartbeats.BEATS_PER_LEASE
         stopping = asyncio.Event()
         self._stopping = asyncio.get_running_loop(), stopping
         watching = asyncio.create_task(self._tell_when_lost(), name="lease-watch")
@@ -173,8 +174,11 @@ class Lease:
             elif self._ticking():
                 await self._beat(self._connection)
         except Exception as error:  # noqa: BLE001 - a thread that ended would cost this replica its lease for good
+            if self._failed:
+                log.debug("heartbeat_failed", error=said_by(error))
+            else:
+                log.error("database_lost", error=said_by(error), hint="tried again until it is back")
             self._failed = True
-            log.warning("heartbeat_failed", error=str(error) or type(error).__name__)
             if self._connection is not None:
                 self._connection.terminate()
                 self._connection = None
@@ -185,6 +189,8 @@ class Lease:
         # Less than a lost lease counts as a break: others may need a little longer to be heard of again.
         if self._failed and sent_at - self._beat_sent_at > self._lease_s / 2:
             self._judges_from = sent_at + self._lease_s
+        if self._failed:
+            log.info("database_back")
         self._failed = False
         self._beat_sent_at = sent_at
         self._first.set()

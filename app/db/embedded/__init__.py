@@ -9,5 +9,7 @@ Errors: `EmbeddedPostgresError` is the only one, whatever went wrong below.
 
 from app.db.embedded.cluster import EmbeddedPostgres
 from app.db.embedded.errors import EmbeddedPostgresError
+from app.db.embedded.keeper import Keeper
+from app.db.embedded.sighting import Absence, running_url
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["Absence", "EmbeddedPostgres", "EmbeddedPostgresError", "Keeper", "running_url"]

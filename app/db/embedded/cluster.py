@@ -61,15 +61,20 @@ class EmbeddedPostgres:
             data_dir: Folder for the cluster, the server's log and the locks; made if missing.
             timeout_s: How long `start` and `stop` may each wait, in seconds; crash recovery is the longest.
             bin_dir: The folder of another installation's `postgres` and `initdb`; None for the wheel's.
+
+        Attributes:
+            url: What `start` returned.
+            log_path: The file that the server logs to.
         """
         self._data_dir = data_dir.resolve()
         self._cluster = self._data_dir / "postgres"
-        self._log_path = self._data_dir / "postgres.log"
+        self.log_path = self._data_dir / "postgres.log"
         self._timeout_s = timeout_s
         self._bin_dir = bin_dir
         self._share: IO[bytes] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._url = ""
+        self._server: Postmaster | None = None
+        self.url = ""
 
     def start(self) -> str:
         """Take a share in the server, making the cluster and starting the server if need be. Blocks.
@@ -81,7 +86,7 @@ class EmbeddedPostgres:
             EmbeddedPostgresError: No server could be had within the time; nothing is left held.
         """
         if self._share is not None:
-            return self._url
+            return self.url
         deadline = time.monotonic() + self._timeout_s
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -99,8 +104,32 @@ class EmbeddedPostgres:
                     raise
         except OSError as error:
             raise EmbeddedPostgresError(f"The embedded Postgres cannot use {self._data_dir}: {error}.") from error
-        self._url = _url(server)
-        return self._url
+        self._server, self.url = server, url_of(server)
+        return self.url
+
+    def is_alive(self) -> bool:
+        """Whether the server's process lives, as far as its folder and the system tell. Asks no database."""
+        if self._process is not None:
+            self._process.poll()  # or it would stay in the process table, and keep another server off its folder
+        server = Postmaster.of(self._cluster)
+        return server is not None and (server.is_running() or server.accepts_connections())
+
+    def start_again(self) -> None:
+        """Start a server that has died under the share of this process, unless another process has. Blocks.
+
+        Raises:
+            EmbeddedPostgresError: It could not be started within the time, or it answers elsewhere now.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        try:
+            with self._start_stop_lock(deadline):
+                server = self._find_running(deadline) or self._launch(
+                    self._bin_dir or _bin_dir(), server_account(self._cluster), deadline
+                )
+        except OSError as error:
+            raise EmbeddedPostgresError(f"The embedded Postgres cannot use {self._data_dir}: {error}.") from error
+        if url_of(server) != self.url:
+            raise EmbeddedPostgresError(f"The embedded Postgres in {self._data_dir} came back at another address.")
 
     def stop(self) -> None:
         """Give the share back, and stop the server if no other process has one. Blocks. Again: does nothing.
@@ -154,6 +183,9 @@ class EmbeddedPostgres:
         while (server := Postmaster.of(self._cluster)) is not None:
             if server.accepts_connections():
                 return server
+            if server.is_unburied():
+                self._pause(deadline, "has died, which the process that started it takes no notice of,")
+                continue
             if not server.is_running():
                 if server.id_was_recycled():
                     Postmaster.pid_file(self._cluster).unlink(missing_ok=True)
@@ -164,9 +196,10 @@ class EmbeddedPostgres:
     def _launch(self, bin_dir: Path, account: Account | None, deadline: float) -> Postmaster:
         # The socket has a lock with a process id as well. What keeps two servers off one cluster is the
         # cluster's own lock and shared memory, not this one.
-        (self._cluster / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+        socket_dir = self._socket_dir(account)
+        (socket_dir / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
         command: list[str | Path] = [bin_dir / "postgres", "-D", self._cluster]
-        for name, value in (_OPTIONS | {"unix_socket_directories": self._socket_dir(account)}).items():
+        for name, value in (_OPTIONS | {"unix_socket_directories": socket_dir}).items():
             command += ["-c", f"{name}={value}"]
         with self._open_log() as server_log:
             while True:
@@ -192,6 +225,7 @@ class EmbeddedPostgres:
     def _leave(self, deadline: float) -> None:
         """Drop this process's share; whoever calls holds the start-stop lock."""
         self._drop_share()
+        self._server = None
         with self._open_lock("postgres.users.lock") as users:
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,15 +266,17 @@ class EmbeddedPostgres:
     def _socket_dir(self, account: Account | None) -> Path:
         if _PLAIN_SOCKET_DIR.fullmatch(str(self._cluster)):
             return self._cluster
+        if self._server is not None and self._server.socket_dir is not None:
+            return self._server.socket_dir  # where it was is where others look for it
         folder = Path(tempfile.mkdtemp(prefix=_SOCKET_DIR_PREFIX, dir="/tmp"))
         if account is not None:
             os.chown(folder, account.uid, account.gid)
         return folder
 
     def _open_log(self) -> IO[bytes]:
-        if self._log_path.exists() and self._log_path.stat().st_size > _LOG_LIMIT_BYTES:
-            self._log_path.replace(self._log_path.with_suffix(".log.1"))
-        return open(os.open(self._log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "ab")
+        if self.log_path.exists() and self.log_path.stat().st_size > _LOG_LIMIT_BYTES:
+            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+        return open(os.open(self.log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "ab")
 
     def _open_lock(self, name: str) -> IO[bytes]:
         return open(os.open(self._data_dir / name, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
@@ -268,9 +304,9 @@ class EmbeddedPostgres:
 
     def _log_tail(self, start: int | None) -> str:
         """The last lines of the server's log, none from before byte `start`."""
-        if not self._log_path.exists():
+        if not self.log_path.exists():
             return ""
-        with self._log_path.open("rb") as file:
+        with self.log_path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(start or 0, size - 4096))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-12:])
@@ -286,7 +322,8 @@ def _bin_dir() -> Path:
     return Path(package.submodule_search_locations[0]).resolve() / "pginstall" / "bin"
 
 
-def _url(server: Postmaster) -> str:
+def url_of(server: Postmaster) -> str:
+    """The URL of the database `agent_runner` on a server that is ready, as asyncpg takes it."""
     query = urlencode({"host": str(server.socket_dir), "port": PORT}, quote_via=quote, safe="/")
     return f"postgresql://postgres@/{DATABASE}?{query}"
 

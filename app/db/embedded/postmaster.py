@@ -72,6 +72,16 @@ class Postmaster:
         except psutil.Error:
             return False
 
+    def is_unburied(self) -> bool:
+        """Whether the process with this id has ended, and whoever started it has not taken notice yet.
+
+        For Postgres and for `kill` there is such a process, so no other server starts before it is gone.
+        """
+        try:
+            return self.pid > 0 and psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
     def id_was_recycled(self) -> bool:
         """Whether the id belongs to a living process that is not this server.
 
