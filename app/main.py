@@ -25,9 +25,10 @@ log = get_logger(__name__)
 
 class ForServer(TypedDict):
     """What the server learns from the application's lifespan: `drain` begins to stop, and the task that it returns ends
-    when no run is under way any more. Requests are answered until the lifespan ends."""
+    when no run is under way any more. Requests are answered until the lifespan ends. `under_way` counts those runs."""
 
     drain: Callable[[], asyncio.Task[None]]
+    under_way: Callable[[], int]
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -38,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             async with running_replica(settings) as replica:
                 app.state.services = replica.services
-                yield ForServer(drain=replica.drain)
+                yield ForServer(drain=replica.drain, under_way=lambda: replica.under_way)
         except (StoreUnavailable, ToolError, AgentFileError, PolicyModuleError) as reason:
             log.error("cannot_start", reason=reason_of(reason) if isinstance(reason, StoreUnavailable) else str(reason))
             sys.exit(3)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import socket
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _BACKLOG = 2048
+_MIGRATE = "not ready: run `agent-runner migrate`"
+
+log = get_logger(__name__)
 
 
 @contextmanager
@@ -50,8 +55,13 @@ def listening(settings: Settings) -> Generator[socket.socket]:
         yield listener
 
 
-def banner(settings: Settings, listener: socket.socket) -> Callable[[], None]:
-    """Tells, when called, that requests are served and where. `settings` are those that were given."""
+def banner(settings: Settings, listener: socket.socket, *, migrated: bool) -> Callable[[], None]:
+    """Tells, when called, that requests are served and where.
+
+    Args:
+        settings: those that were given.
+        migrated: whether the database is; until then requests are answered, and none does any work.
+    """
     port: int = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{port}"
@@ -64,10 +74,15 @@ def banner(settings: Settings, listener: socket.socket) -> Callable[[], None]:
 
     def tell() -> None:
         if settings.log_format == "json":
-            get_logger(__name__).info("ready", url=url, version=release, database=database, workers=settings.workers)
+            told = {"url": url, "version": release, "database": database, "workers": settings.workers}
+            if migrated:
+                log.info("ready", **told)
+            else:
+                log.warning("listening", **told, hint=_MIGRATE)
         else:
             workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
-            typer.echo(f"agent-runner {release} ready on {url} ({database}, {workers})")
+            does, hint = ("ready", "") if migrated else ("listening", f"; {_MIGRATE}")
+            typer.echo(f"agent-runner {release} {does} on {url} ({database}, {workers}){hint}")
 
     return tell
 
@@ -77,6 +92,9 @@ def serve_in_this_process(settings: Settings, listener: socket.socket, on_ready:
     # Imported here, so that `migrate` and the parent of worker processes do without the web application.
     from app.main import create_app
 
+    # Before it ends, the interpreter would look for garbage among all that was ever imported, for a second or two.
+    # A worker of several ends by the signal itself, and does without.
+    atexit.register(gc.freeze)
     Server(
         _server_config(create_app(settings), settings),
         delay_s=settings.shutdown_delay_s,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +20,8 @@ from app.telemetry.logs import get_logger
 # What is kept of the grace time for closing connections, and how much later the last of it may end.
 _CLOSE_S = 1.0
 _OVERTIME_S = 1.0
+# How long after the grace time everything else may take to end, an embedded database too.
+_FORCE_S = 4.0
 # How often it is looked whether a second Ctrl-C has come, which uvicorn does as often.
 _LOOK_S = 0.1
 _NEW_LOOK_S = 0.01
@@ -30,12 +34,14 @@ class Server(uvicorn.Server):
 
     On the first signal the application is asked to drain: from then on it says that it is not ready. Requests are
     answered until both the delay is over and all is drained; only then the server stops listening, and closes. What
-    the application's lifespan yields has to hold `drain`, which begins that and returns the task that ends with it.
+    the application's lifespan yields has to hold `drain`, which begins that and returns the task that ends with it, and
+    `under_way`, which counts the runs that it waits for.
 
     Args:
         delay_s: seconds that requests are answered at least after SIGTERM; Ctrl-C leaves them out. They are part of
             `grace_s`.
-        grace_s: seconds from the signal to the end; cleaning up may take one more.
+        grace_s: seconds from the signal to the end; cleaning up may take one more. Threads that tools have left do not
+            keep the process much longer, as Python would let them.
         alone: whether a second Ctrl-C ends the process at once. The parent of a worker sees to that itself: the
             worker hears of one Ctrl-C from the terminal and from its parent.
         on_ready: called when requests are served.
@@ -110,8 +116,12 @@ class Server(uvicorn.Server):
         self._stopping = asyncio.create_task(self._stop(sig), name="stop")
 
     async def _stop(self, sig: int) -> None:
-        log.info("stopping", signal=signal.Signals(sig).name, grace_s=self._grace_s)
+        runs: int = self.lifespan.state["under_way"]()
+        waits = f"waits for {runs} run{'s' if runs != 1 else ''} to get to a commit; " if runs else ""
+        hint = {"hint": f"{waits}Ctrl-C once more ends at once"} if sig == signal.SIGINT else {}
+        log.info("stopping", signal=signal.Signals(sig).name, grace_s=self._grace_s, runs=runs, **hint)
         self._ends_at = time.monotonic() + self._grace_s
+        threading.Thread(target=_end_by_force, args=(self._grace_s + _FORCE_S,), daemon=True, name="last-end").start()
         drained: asyncio.Task[None] = self.lifespan.state["drain"]()
         if sig == signal.SIGINT:
             self._hurry.set()
@@ -124,3 +134,11 @@ class Server(uvicorn.Server):
         with suppress(TimeoutError):
             async with asyncio.timeout(self._delay_s):
                 await self._hurry.wait()
+
+
+def _end_by_force(after_s: float) -> None:
+    """End this process if it still lives then: Python waits for every thread that is no daemon."""
+    time.sleep(after_s)
+    left = [thread.name for thread in threading.enumerate() if not thread.daemon]
+    log.error("ended_by_force", threads=left[:10], hint="a tool has left threads that do not end")
+    os._exit(1)

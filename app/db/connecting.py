@@ -80,7 +80,7 @@ async def connect(url: str, bounds: Bounds, *, prepared: bool) -> asyncpg.Connec
     try:
         return await asyncpg.connect(**_arguments(url, bounds, prepared))
     except (*FAILURES, asyncpg.PostgresError) as error:
-        raise StoreUnavailable(NO_ANSWER, error) from error
+        raise StoreUnavailable(NO_ANSWER, said_by(error)) from error
 
 
 async def open_pool(url: str, bounds: Bounds, *, prepared: bool) -> Pool:
@@ -103,7 +103,7 @@ async def open_pool(url: str, bounds: Bounds, *, prepared: bool) -> Pool:
             reset=_keep,
         )
     except (*FAILURES, asyncpg.PostgresError) as error:
-        raise StoreUnavailable(NO_ANSWER, error) from error
+        raise StoreUnavailable(NO_ANSWER, said_by(error)) from error
 
 
 async def _keep(_connection: Connection) -> None:
@@ -132,4 +132,11 @@ def failure(error: BaseException, bounds: Bounds) -> StoreUnavailable:
         case TimeoutError(errno=None):  # with a number it is the network's
             return StatementTimedOut(bounds.statement_s, error)
         case _:
-            return StoreUnavailable(NO_ANSWER, error)
+            return StoreUnavailable(NO_ANSWER, said_by(error))
+
+
+def said_by(error: BaseException) -> str:
+    """A failure in words for a log, never none; what a driver says of its own insides is left out."""
+    if isinstance(error, asyncpg.InternalClientError):
+        return "the connection broke"
+    return str(error) or type(error).__name__

@@ -11,7 +11,7 @@ from sqlalchemy.exc import TimeoutError as NoneFree
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.pool import QueuePool
 
-from app.db.connecting import FAILURES, NO_ANSWER, Bounds, connect, failure
+from app.db.connecting import FAILURES, NO_ANSWER, Bounds, connect, failure, said_by
 from app.db.pool_use import PoolUse
 from app.engine.store_errors import StoreUnavailable
 
@@ -48,7 +48,7 @@ class Sessions:
             self._refused = True
             raise self._bounds.exhausted() from error
         except InterfaceError as error:
-            raise StoreUnavailable(NO_ANSWER, error) from error
+            raise StoreUnavailable(NO_ANSWER, said_by(error)) from error
         except DBAPIError as error:
             cause = error.orig.__cause__ if error.orig else None
             if isinstance(cause, FAILURES):

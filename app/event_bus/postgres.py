@@ -16,6 +16,7 @@ import asyncpg
 from app.engine.events import StoredEvent
 from app.event_bus.memory import MemoryBus, Subscription
 from app.telemetry.logs import get_logger
+from app.telemetry.recurring import Recurring
 
 CHANNEL = "agent_runner"
 GATHER_S = 0.010
@@ -47,6 +48,7 @@ class PostgresBus(MemoryBus):
         self._url = url
         self._sender = sender
         self._hears = hears
+        self._failures = Recurring(log, "event_bus_disconnected")
         self._outbox: dict[str, set[str]] = {}
         self._filled = asyncio.Event()
         self._watched_until: dict[str, float] = {}
@@ -106,7 +108,7 @@ class PostgresBus(MemoryBus):
                 await self._serve_connected()
                 pause = RECONNECT_S[0]
             except Exception as error:  # noqa: BLE001 - whatever broke the connection, another one is made
-                log.warning("event_bus_disconnected", error=str(error), retry_s=pause)
+                self._failures.failed("", error=str(error) or type(error).__name__, retry_s=pause)
             self._poke_all()
             await asyncio.sleep(pause)
             pause = min(2 * pause, RECONNECT_S[1])

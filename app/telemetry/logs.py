@@ -51,6 +51,7 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_renderers(log_format), _redacted],
         )
     )
+    logging.getLogger("asyncpg.pool").addFilter(_calmly)
     threshold = logging.getLevelNamesMapping()[level.upper()]
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -99,6 +100,13 @@ def _drop_foreign_marks(_logger: Any, _method: str, event: structlog.typing.Even
     event.pop("color_message", None)
     event.pop("litellm_redacted", None)  # a mark that litellm puts on every record of the process
     return event
+
+
+def _calmly(record: logging.LogRecord) -> bool:
+    """asyncpg's pools tell of each vain attempt to connect, with a traceback. While a database is away that says
+    nothing new: whoever wanted the connection tells why there is none."""
+    record.exc_info = record.exc_text = None
+    return not record.getMessage().startswith("Failed to restore the pool connection floor")
 
 
 # A program that only uses the Python surface configures nothing: it hears of trouble, on stderr, and of nothing else.

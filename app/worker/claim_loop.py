@@ -11,6 +11,7 @@ from app.engine.ports import RunStore
 from app.engine.store_errors import StoreError, reason_of
 from app.event_bus.memory import MemoryBus
 from app.telemetry.logs import get_logger
+from app.telemetry.recurring import Recurring
 from app.worker.executor import LocalExecutor
 
 CLAIM_BATCH = 20
@@ -39,6 +40,7 @@ class ClaimLoop:
         self._store = store
         self._executor = executor
         self._exhausted = exhausted
+        self._failures = Recurring(log, "claim_failed")
         self._wake = asyncio.Event()
         bus.on_queued(self._wake.set)
         executor.on_free(self._wake.set)
@@ -66,7 +68,7 @@ class ClaimLoop:
             suspect = not self._executor.holds_suspect
             claimed = await self._store.claim(self._executor.owner, limit, suspect=suspect)
         except StoreError as error:
-            log.warning("claim_failed", error=reason_of(error))
+            self._failures.failed(str(error), error=reason_of(error))
             return 0
         except Exception:
             log.exception("claim_failed")

@@ -17,6 +17,7 @@ from app.engine.ownership import Committed, DeltaOutcome, DeltaWrite, Fence
 from app.engine.ports import EventBus, RunStore
 from app.engine.store_errors import StoreError, reason_of
 from app.telemetry.logs import get_logger
+from app.telemetry.recurring import Recurring
 
 WATCHED_EVERY_S = 0.040
 UNWATCHED_EVERY_S = 1.0
@@ -103,6 +104,7 @@ class DeltaGatherer:
         self._bus = bus
         self._clock = clock
         self._unwatched_every_s = unwatched_every_s
+        self._failures = Recurring(log, "deltas_not_written")
         self._dirty: dict[str, DeltaLog] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -164,7 +166,7 @@ class DeltaGatherer:
         try:
             answers = await self._store.append_deltas(batch)
         except StoreError as error:  # and that for longer than a write is sent again: no other one gets through either
-            log.warning("deltas_not_written", runs=len(batch), error=reason_of(error))
+            self._failures.failed(str(error), runs=len(batch), error=reason_of(error))
             answers = [DeltaOutcome.LOST] * len(batch)
         except Exception:
             log.exception("deltas_not_written", runs=len(batch))

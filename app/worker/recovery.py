@@ -65,6 +65,8 @@ class Recovery:
             async with self._database.transaction() as connection:
                 stopped = await recovery.poison(connection, run_id)
             self._metrics.run_ended(stopped.run.status, stopped.run.elapsed_s)
+            error = stopped.run.error
+            log.error("run_given_up", run_id=run_id, error=None if error is None else error.message)
             announce_stopped(self._bus, stopped)
         self._metrics.runs_recovered(requeued)
         if requeued or given_up:

@@ -17,6 +17,7 @@ from app.db.retention import BEGINNING, Place, Removed, Swept
 from app.engine.store_errors import StoreError, reason_of
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Metrics
+from app.telemetry.recurring import Recurring
 
 SWEEP_EVERY_S = 60.0
 FIRST_SWEEP_S = 2.0
@@ -88,6 +89,7 @@ class Sweeper:
             "Rows that this replica removed because they are not kept any longer, by kind.",
             lambda: [(count, {"kind": kind.value}) for kind, count in self._removed.items()],
         )
+        self._failures = Recurring(log, "background_work_failed")
         self._every_s = every_s
         self._first_s = first_s
         self._hold_s = hold_s
@@ -121,7 +123,7 @@ class Sweeper:
         except _TakenOver:
             log.warning("chore_taken_over", chore=name.value)
         except StoreError as error:
-            log.warning("background_work_failed", work="sweep", chore=name.value, error=reason_of(error))
+            self._failures.failed(str(error), work="sweep", chore=name.value, error=reason_of(error))
         except Exception:
             log.exception("background_work_failed", work="sweep", chore=name.value)
 

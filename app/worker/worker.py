@@ -13,6 +13,7 @@ from app.engine.store_errors import StoreError, reason_of
 from app.event_bus.postgres import PostgresBus
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Metrics
+from app.telemetry.recurring import Recurring
 from app.worker.claim_loop import ClaimLoop
 from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
@@ -110,12 +111,14 @@ class Worker:
         await self._lease.stop()
 
     def _every(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        failures = Recurring(log, "background_work_failed")
+
         async def loop() -> None:
             while True:
                 try:
                     await work()
                 except StoreError as error:
-                    log.warning("background_work_failed", work=name, error=reason_of(error))
+                    failures.failed(str(error), work=name, error=reason_of(error))
                 except Exception:
                     log.exception("background_work_failed", work=name)
                 await asyncio.sleep(seconds * random.uniform(0.8, 1.2))

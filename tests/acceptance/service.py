@@ -21,7 +21,7 @@ PROGRAM = Path(sys.executable).with_name("agent-runner")
 
 START_S = 60.0
 STOP_S = 30.0
-_READY = re.compile(r"ready on (http://\S+)")
+_READY = re.compile(r"(?:ready|listening) on (http://\S+)")
 _TAIL = 60
 
 

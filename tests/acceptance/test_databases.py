@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +20,7 @@ import pytest
 
 from app.db.embedded import EmbeddedPostgres
 from app.db.embedded.postmaster import Postmaster
+from app.telemetry.recurring import TOLD_EVERY_S
 from tests.acceptance.client import Client, Sent, an_agent, check_log, problem
 from tests.acceptance.conftest import Caller, Serve, Settings
 from tests.acceptance.gates import Gate
@@ -28,6 +31,7 @@ from tests.conftest import database_of
 from tests.model_server import Reply
 
 _numbers = itertools.count(1)
+WORK = ("owned-runs", "due-runs", "expiry", "recovery")
 
 
 @pytest.fixture
@@ -83,7 +87,10 @@ async def test_a_service_without_tables_says_so_and_becomes_ready_by_itself_afte
     empty_database_url: str, settings: Settings, serve: Serve, caller: Caller, model: Model
 ) -> None:
     environment = settings(DATABASE_URL=empty_database_url)
-    client = caller(serve(environment).listening())
+    service = serve(environment).listening()
+    assert "ready on" not in service.stdout()
+    assert "not ready: run `agent-runner migrate`" in service.stdout()
+    client = caller(service)
     assert (await client.http.get("/healthz")).status_code == 200
     refused = problem(await client.http.get("/readyz"), 503, "unavailable")
     assert "migrat" in refused["detail"]
@@ -187,3 +194,40 @@ async def test_a_database_that_dies_is_told_and_the_service_recovers_with_its_ru
     first.stop()
     second.stop()
     assert "very-secret" not in service.stdout() + service.stderr()
+
+
+def times_of(log: str, kind: str) -> list[float]:
+    """When lines of that kind were logged, in seconds."""
+    lines = [line for line in log.splitlines() if re.search(kind, line)]
+    return [datetime.fromisoformat(line.split()[0]).timestamp() for line in lines]
+
+
+async def test_a_database_that_is_away_is_told_once_and_now_and_then_and_once_when_it_is_back(
+    own_postgres: Path, settings: Settings, serve: Serve, caller: Caller
+) -> None:
+    """What the log leaves out at its usual level are the lines at debug level.
+
+    Seen to fail without the look at the clock in `Recurring`, without the filter of the pools' lines, and without the
+    branch of the heartbeat for what it has told.
+    """
+    first = EmbeddedPostgres(own_postgres)
+    url = first.start()
+    migrate(url)
+    service = serve(settings(DATABASE_URL=url, LEASE_S="3", LOG_LEVEL="debug")).ready()
+    kill(own_postgres)
+    for kind in ("due-runs", "owned-runs"):
+        kind = rf"background_work_failed.*work={kind}"
+        await holds(lambda kind=kind: len(times_of(service.stderr(), kind)) >= 5, f"five failures of {kind}")
+    await holds(lambda: "heartbeat_failed" in service.stderr(), "the heartbeat to fail again")
+    second = EmbeddedPostgres(own_postgres)
+    second.start()
+    await until_ready(caller(service))
+    log = service.stderr()
+    assert log.count("database_lost") == log.count("database_back") == 1
+    assert "Traceback" not in log
+    assert "cannot switch to state" not in log
+    for kind in ("claim_failed", "event_bus_disconnected", *(f"work={work}" for work in WORK)):
+        told = times_of(log, rf"\[warning\s*\].*{kind}")
+        assert all(later - sooner > TOLD_EVERY_S - 1 for sooner, later in itertools.pairwise(told)), kind
+    first.stop()
+    second.stop()

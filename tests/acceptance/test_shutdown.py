@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from pathlib import Path
 
 import httpx
 import pytest
@@ -151,7 +152,9 @@ async def test_a_second_ctrl_c_ends_a_replica_at_once_and_its_run_goes_on_elsewh
 ) -> None:
     """The grace time is long, and the run has all of it.
 
-    Seen to fail without the branch of the server's `handle_exit` for a second SIGINT.
+    The first one tells what is waited for, and of the second one.
+
+    Seen to fail without the branch of the server's `handle_exit` for a second SIGINT; and without the hint.
     """
     leaving = serve(settings(DATABASE_URL=database_url, SHUTDOWN_GRACE_S="3600")).ready()
     a = caller(leaving)
@@ -161,6 +164,9 @@ async def test_a_second_ctrl_c_ends_a_replica_at_once_and_its_run_goes_on_elsewh
     leaving.process.send_signal(signal.SIGINT)
     await shutting_down(a)
     assert (await a.get(run_id))["status"] == "running"
+    told = next(line for line in leaving.stderr().splitlines() if "stopping" in line)
+    assert "waits for 1 run to get to a commit; Ctrl-C once more ends at once" in told
+    assert "runs=1 signal=SIGINT" in told
     leaving.process.send_signal(signal.SIGINT)
     assert await asyncio.to_thread(leaving.ended) == 0
     assert "Traceback" not in leaving.stderr()
@@ -185,3 +191,51 @@ async def test_a_service_that_is_stopped_and_started_again_finishes_its_runs(
     again = caller(serve({**environment, "WORKERS": "1"}).ready())
     done = await again.wait(run_id)
     assert (done["status"], done["result"]["final_text"], done["attempt"]) == ("completed", "Back again.", 2)
+
+
+# Tells, at each full look for garbage, how much is left out of it; the last one is that of the interpreter's end.
+_WATCHES_GARBAGE = """
+import gc, os
+from pathlib import Path
+from app.tools import tool
+
+def look(phase, info):
+    if phase == "start" and info["generation"] == 2:
+        file = os.open(os.environ["GARBAGE_FILE"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(file, str(gc.get_freeze_count()).encode())
+        os.close(file)
+
+gc.callbacks.append(look)
+
+@tool
+def idle() -> None:
+    pass
+"""
+
+
+async def test_the_interpreter_looks_for_no_garbage_at_its_end(
+    database_url: str, tmp_path: Path, settings: Settings, serve: Serve
+) -> None:
+    """Which would take longer than all else after the last run. Seen to fail without the line that freezes it."""
+    (tmp_path / "garbage_tools.py").write_text(_WATCHES_GARBAGE)
+    file = tmp_path / "garbage"
+    environment = settings(DATABASE_URL=database_url, TOOL_MODULES="garbage_tools", GARBAGE_FILE=str(file))
+    service = serve(environment, tmp_path).ready()
+    service.terminate()
+    assert await asyncio.to_thread(service.ended) == 0
+    assert int(file.read_text()) > 10_000
+
+
+async def test_a_thread_that_a_tool_has_left_does_not_keep_a_replica(
+    database_url: str, settings: Settings, serve: Serve, caller: Caller, model: Model, gates: Gates
+) -> None:
+    """Seen to fail without the end by force."""
+    service = serve(settings(DATABASE_URL=database_url, SHUTDOWN_GRACE_S="2", SHUTDOWN_DELAY_S="0")).ready()
+    gate = gates.new()
+    model.script(calls(("linger", {"gate": gate.name})), Reply(text="It is still there."))
+    client = caller(service)
+    await client.wait((await client.create(agent=an_agent(tools=["linger"]), input="Leave a thread."))["run_id"])
+    await gate.entered()
+    service.terminate()
+    assert await asyncio.to_thread(service.ended) == 1
+    assert "ended_by_force" in service.stderr()

@@ -224,6 +224,7 @@ _IMPATIENT = """
     async def application(scope, receive, send):
         while (await receive())["type"] != "lifespan.shutdown":
             scope["state"]["drain"] = lambda: asyncio.create_task(asyncio.sleep(0))
+            scope["state"]["under_way"] = lambda: 0
             await send({"type": "lifespan.startup.complete"})
         await send({"type": "lifespan.shutdown.complete"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,13 @@ def order(item: str, call: ToolContext, ttl_s: float = 3600.0) -> Deferral:
 def order_and_wait(gate: str, call: ToolContext) -> Deferral:
     """Order something, which takes a while itself."""
     return Deferral("ticket", _through(gate, call))
+
+
+@tool(effect="read_only")
+def linger(gate: str, call: ToolContext) -> str:
+    """Leave a thread at the gate that Python waits for at its exit."""
+    threading.Thread(target=_through, args=(gate, call), daemon=False).start()
+    return "left"
 
 
 @tool(effect="read_only", raise_on_error=True)

@@ -287,3 +287,24 @@ def test_waiting_for_another_process_is_bounded(data_dir: Path, holders: Holders
         EmbeddedPostgres(data_dir, timeout_s=0.3).start()
     os.kill(server, signal.SIGCONT)
     holder.leave()
+
+
+def test_a_server_that_died_and_that_nobody_has_buried_is_waited_for(data_dir: Path, holders: Holders) -> None:
+    """Its file of the process id stays: what another server compares with what is left of the dead one's memory.
+
+    Seen to fail where such a process counts as another one with the same id.
+    """
+    holder = holders.start(data_dir)
+    url = holder.url()
+    server = server_pid(data_dir)
+    assert server is not None
+    os.kill(server, signal.SIGKILL)
+    wait_until(lambda: not is_alive(server))
+    with pytest.raises(EmbeddedPostgresError, match=r"takes no notice of, after 0\.3 s"):
+        EmbeddedPostgres(data_dir, timeout_s=0.3).start()
+    assert server_pid(data_dir) == server
+    holder.kill()
+    following = EmbeddedPostgres(data_dir)
+    assert following.start() == url
+    assert following.is_alive()
+    following.stop()

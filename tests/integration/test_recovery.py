@@ -13,11 +13,13 @@ from dataclasses import replace
 
 import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from app.db import heartbeats, recovery
 from app.db.database import Database
 from app.db.heartbeats import Process
 from app.db.run_store import PostgresRunStore
+from app.engine.crashes import MAX_CRASHES_AMONG_OTHERS
 from app.engine.status import RunStatus
 from app.event_bus.memory import MemoryBus
 from app.telemetry.metrics import Metrics
@@ -94,6 +96,24 @@ async def test_all_orphans_are_back_in_the_queue_after_one_look(
         await recovery_of(database, judge, lease, metrics).look()
     assert await database.pool.fetchval("SELECT count(*) FROM runs WHERE status = 'queued'") == 10 * BATCH + 1
     assert Exposition(metrics.exposition()).value("agent_runner_runs_recovered_total") == 10 * BATCH + 1
+
+
+async def test_each_run_that_is_given_up_is_named_in_the_log(
+    store: PostgresRunStore, database: Database, database_url: str
+) -> None:
+    """Seen to fail without the line."""
+    given_up, requeued = await create_started(store), await create_started(store)
+    await database.pool.execute(
+        "UPDATE runs SET crashes = $2 WHERE run_id = $1::uuid", given_up.run_id, MAX_CRASHES_AMONG_OTHERS - 1
+    )
+    judge = new_id()
+    with capture_logs() as logs:
+        async with leased(database_url, judge) as lease:
+            await recovery_of(database, judge, lease, Metrics()).look()
+    told = [line for line in logs if line["event"] == "run_given_up"]
+    assert [(line["log_level"], line["run_id"]) for line in told] == [("error", given_up.run_id)]
+    assert "was given up" in told[0]["error"]
+    assert requeued.run_id not in str(told)
 
 
 async def test_nobody_is_judged_by_a_replica_that_was_not_heard_of_itself(

@@ -56,3 +56,18 @@ def test_other_libraries_speak_from_warning_on(capsys: pytest.CaptureFixture[str
     assert "trouble" in told
     assert "noise" not in told
     assert "detail" not in told
+
+
+def test_vain_attempts_of_a_pool_to_connect_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """asyncpg's words of 0.32. Seen to fail without the filter."""
+    configure_logging("console", "debug")
+    pool = logging.getLogger("asyncpg.pool")
+    try:
+        raise ConnectionRefusedError("why")
+    except ConnectionRefusedError:
+        pool.warning("Failed to restore the pool connection floor; retrying", exc_info=True)
+    pool.warning("Pool.close() is taking over 60 seconds to complete.")
+    told = capsys.readouterr().err
+    assert "connection floor" not in told
+    assert "Traceback" not in told
+    assert "over 60 seconds" in told
