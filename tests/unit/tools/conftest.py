@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import orjson
@@ -65,3 +66,11 @@ async def registered() -> AsyncIterator[Registered]:
     yield make
     for registry in made:
         await registry.aclose()
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What a blocked thread waits for; opened at the end so that no thread outlives its test."""
+    event = threading.Event()
+    yield event
+    event.set()
