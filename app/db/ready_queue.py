@@ -20,6 +20,8 @@ FULL_LOOK_EVERY_S = 5.0
 # How much later than its `available_at` a run may become visible and still be found by the next look.
 SLACK = timedelta(seconds=2)
 
+# An array, since Postgres takes that for short: were it joined, statistics of a time when all runs were queued would
+# have each claim read all runs.
 CLAIM = f"""
 WITH suspect AS (
     SELECT run_id FROM runs
@@ -34,7 +36,7 @@ due AS (
 claimed AS (
     UPDATE runs SET status = 'running', owner = $1::uuid, epoch = epoch + 1, attempt = attempt + 1,
                     started_at = COALESCE(started_at, clock_timestamp())
-    FROM (SELECT run_id FROM suspect UNION ALL SELECT run_id FROM due) AS ready WHERE runs.run_id = ready.run_id
+    WHERE run_id = ANY (ARRAY(SELECT run_id FROM suspect UNION ALL SELECT run_id FROM due))
     RETURNING runs.run_id, thread_key, epoch, write_no, attempt, wakes, available_at, crashes,
               extract(epoch FROM clock_timestamp() - available_at)::float8 AS waited_s)
 SELECT statement_timestamp() AS looked_at, claimed.*
