@@ -78,7 +78,7 @@ async def test_one_suspect_at_most_is_claimed_at_once_the_oldest_first_and_withi
     assert [claim.fence.run_id for claim in await store.claim(OWNER, 10)] == fresh[1:]
 
 
-async def test_a_closed_step_makes_an_ordinary_run_of_a_suspect(subject: Subject) -> None:
+async def test_progress_makes_an_ordinary_run_of_a_suspect(subject: Subject) -> None:
     """Seen to fail without the reset of crashes in an owner's write."""
     (owner,) = await suspects(subject, 1)
     owner = await claimed(subject.store, owner)
@@ -88,7 +88,7 @@ async def test_a_closed_step_makes_an_ordinary_run_of_a_suspect(subject: Subject
     await claimed(subject.store, owner, suspect=False)
 
 
-async def test_what_is_no_closed_step_leaves_a_suspect_what_it_is(subject: Subject) -> None:
+async def test_a_write_without_progress_leaves_a_suspect_what_it_is(subject: Subject) -> None:
     (owner,) = await suspects(subject, 1)
     owner = await claimed(subject.store, owner)
     await owner.ask("look")

@@ -91,7 +91,7 @@ async def test_a_replica_whose_loop_is_late_takes_no_run_from_the_queue_or_as_it
 
 
 async def test_suspects_come_one_at_a_time_each_when_the_one_before_has_closed_a_step_or_is_over() -> None:
-    """Seen to fail without the freed place after a closed step, and where the loop claims suspects regardless."""
+    """Seen to fail without the freed place after progress, and where the loop claims suspects regardless."""
     store = Looks()
     async with Parts(look, store=store) as parts:
         first, second, third = await queued_suspects(store, 3)
