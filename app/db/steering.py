@@ -317,8 +317,8 @@ async def _refuse_taken_in(connection: Connection, run: RunRecord) -> None:
 async def _refuse_overtaken(connection: Connection, locked: LockedRun) -> None:
     """A run that has begun does not go on behind another one's back: not after it has written, nor while it may."""
     run = locked.run
-    began_at = await connection.fetchval("SELECT max(message_seq) FROM checkpoints WHERE run_id = $1::uuid", run.run_id)
-    if began_at is None:
+    own_seq = await connection.fetchval("SELECT max(message_seq) FROM checkpoints WHERE run_id = $1::uuid", run.run_id)
+    if own_seq is None:
         return
     later = await connection.fetchval(
         """SELECT holder_run_id FROM threads WHERE thread_key = $1::uuid AND holder_run_id IS NOT NULL
@@ -328,7 +328,7 @@ async def _refuse_overtaken(connection: Connection, locked: LockedRun) -> None:
            LIMIT 1""",
         run.thread_key,
         run.run_id,
-        began_at,
+        own_seq,
     )
     if later is not None:
         message = f"run {later} has the thread, or has written to it since: this run cannot go on"

@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
-from app.db.database import Connection, Database
 from app.db.run_store import PostgresRunStore
 from app.engine.events import EventType
 from app.engine.ownership import Committed, DeltaOutcome, DeltaWrite
 from app.engine.status import RunStatus
-from app.engine.store_errors import StoreUnavailable
 from app.event_bus.memory import MemoryBus
 from app.worker.deltas import DeltaGatherer, DeltaLog
 from tests.contract.stores import STOPPED, Owner, answered, create_started, delta, events_of, types_of
-
-
-class Breaking(Database):
-    """A database whose connections break `before` a statement is sent, or `after` it took place, so many times."""
-
-    before = 0
-    after = 0
-    meanwhile: str | None = None  # a statement of others, before the next sending
-
-    @asynccontextmanager
-    async def connection(self) -> AsyncGenerator[Connection]:
-        if self.before:
-            self.before -= 1
-            raise StoreUnavailable("the connection broke before anything was sent")
-        async with super().connection() as connection:
-            yield connection
-        if self.after:
-            self.after -= 1
-            if self.meanwhile is not None:
-                await self.pool.execute(self.meanwhile)
-            raise StoreUnavailable("the connection broke before the answer came")
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Breaking]:
-    database = await Breaking.connect(database_url)
-    assert isinstance(database, Breaking)
-    yield database
-    await database.close()
+from tests.integration.breaking import Breaking
 
 
 def says(owner: Owner, *texts: str) -> DeltaWrite:

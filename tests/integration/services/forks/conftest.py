@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,20 +18,12 @@ from app.services.forks import ForkRun, ForkService
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
 from tests.contract.stores import Owner, a_run, create_started, new_id, user
+from tests.integration.breaking import Breaking
 from tests.integration.services.conftest import TOOLS
 from tests.integration.services.test_waiting import NoRoom
-from tests.integration.test_lost_answers import Breaking
 
 KEY = IdempotencyKey("key", b"the request".ljust(32, b"."))
 OTHER = (user("other"),)
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[Breaking]:
-    database = await Breaking.connect(database_url)
-    assert isinstance(database, Breaking)
-    yield database
-    await database.close()
 
 
 def a_service(

@@ -18,8 +18,8 @@ from app.services.forks import ForkService
 from app.services.run_queries import RunQueries
 from app.services.threads import ThreadService
 from tests.contract.stores import STOPPED, a_run, claim_only, create_started, texts_of
+from tests.integration.breaking import Breaking
 from tests.integration.services.forks.conftest import OTHER, a_request, counted, fork, points, two_steps
-from tests.integration.test_lost_answers import Breaking
 
 
 async def numbered(threads: ThreadService, thread_id: str) -> list[tuple[int, str]]:

@@ -22,8 +22,8 @@ from app.services.run_queries import RunFilters, RunQueries
 from app.services.threads import ThreadService
 from tests.contract.stores import OLD_AGENT, a_run, create_started, new_id, run_in
 from tests.contract.waiting import a_child, a_question, asking_run, deferred, delegate, waiting_run
+from tests.integration.breaking import Breaking
 from tests.integration.services.forks.conftest import OTHER, claim_only_fork, counted, fork, points, two_steps
-from tests.integration.test_lost_answers import Breaking
 
 
 async def test_a_fork_has_what_its_source_was_asked_and_counts_from_nothing(

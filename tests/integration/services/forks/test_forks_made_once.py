@@ -23,6 +23,7 @@ from app.services.run_queries import RunQueries
 from app.services.threads import ThreadService
 from tests.contract.stores import texts_of
 from tests.contract.waiting import deferred, waiting_run
+from tests.integration.breaking import Breaking
 from tests.integration.services.forks.conftest import (
     KEY,
     OTHER,
@@ -34,7 +35,6 @@ from tests.integration.services.forks.conftest import (
     points,
     two_steps,
 )
-from tests.integration.test_lost_answers import Breaking
 
 
 async def test_a_thread_that_is_there_is_not_forked_into(
