@@ -150,12 +150,13 @@ class Run(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
+        # Without the suspects, whose look has no lower bound and could else go through all that was ever claimed here.
         Index(
-            "ix_runs_queued",
+            "ix_runs_ready",
             "holds_thread",
             "available_at",
             "run_id",
-            postgresql_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued' AND crashes < 2"),
         ),
         Index(
             "ix_runs_scheduled",

@@ -68,10 +68,13 @@ async def buffers(database: Database, since: datetime | None) -> int:
     return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
 
 
+@pytest.mark.parametrize("analyzed", [False, True])
 async def test_a_claim_costs_little_after_thousands_of_others_though_an_old_transaction_is_open(
-    store: PostgresRunStore, database: Database, database_url: str
+    store: PostgresRunStore, database: Database, database_url: str, analyzed: bool
 ) -> None:
-    """Seen to fail where the statement does not use its lower bound."""
+    """Seen to fail where the statement does not use its lower bound; with statistics of a time when nothing was queued,
+    where the look for suspects can go through the same index.
+    """
     await queue_runs(database, store, CLAIMED)
     queue = ReadyQueue(Clock())
     async with old_snapshot(database_url), database.connection() as connection:
@@ -79,6 +82,8 @@ async def test_a_claim_costs_little_after_thousands_of_others_though_an_old_tran
         while claimed := await queue.claim(connection, OWNER, BATCH, suspect=True):
             taken += len(claimed)
         assert taken == CLAIMED + 1
+        if analyzed:
+            await connection.execute("ANALYZE runs")
         mark = await connection.fetchval("SELECT max(available_at) FROM runs") - SLACK
         await store.create(a_run(), owner=None)
         without, with_bound = await buffers(database, None), await buffers(database, mark)
