@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from app.engine.limits import Limits, RunLimits
-from app.engine.model import ModelPolicies
+from app.engine.model import CachePolicy, ModelPolicies
 from app.engine.policy import Rule
 from app.engine.tool_definitions import Toolbox, ToolDefinition, ToolName
 
@@ -36,6 +36,7 @@ def _each_once(names: list[str]) -> list[str]:
     return names
 
 
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 ToolNames = Annotated[list[ToolName], AfterValidator(_each_once)]
 AgentNames = Annotated[list[AgentName], AfterValidator(_each_once)]
 
@@ -119,11 +120,41 @@ class TimeoutPolicy(_Data):
     between_chunks_s: float = Field(default=45.0, gt=0, le=3600)
 
 
+class CacheSettings(_Data):
+    enabled: bool = False
+    ttl_s: float = Field(default=3600.0, gt=0, le=2_592_000, description="Seconds for which an answer is kept.")
+    any_temperature: bool = Field(
+        default=False, description="Also for calls whose model_settings do not say temperature 0."
+    )
+
+
+class HedgingSettings(_Data):
+    after_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=3600,
+        description="Seconds without a first piece after which the same call is made once more; null: never.",
+    )
+
+
 class ModelPolicySettings(_Data):
     """How hard to try each model call."""
 
     retry: RetryPolicy = RetryPolicy()
     timeout: TimeoutPolicy = TimeoutPolicy()
+    cache: CacheSettings = CacheSettings()
+    coalescing: bool = Field(default=False, description="Equal calls at the same time are made once.")
+    hedging: HedgingSettings = HedgingSettings()
+
+    def resolved(self) -> ModelPolicies:
+        return ModelPolicies(
+            max_attempts=self.retry.max_attempts,
+            first_byte_s=self.timeout.first_byte_s,
+            between_chunks_s=self.timeout.between_chunks_s,
+            cache=CachePolicy(self.cache.ttl_s, self.cache.any_temperature) if self.cache.enabled else None,
+            coalesce=self.coalescing,
+            hedge_after_s=self.hedging.after_s,
+        )
 
 
 class PolicySettings(_Data):
@@ -159,7 +190,12 @@ class AgentSettings(_Data):
     """All of an agent but its name: the body of `PUT /agents/{name}`."""
 
     description: str | None = None
-    model: str = Field(min_length=1, max_length=200, examples=["openai/gpt-4o-mini"])
+    model: ModelName = Field(examples=["openai/gpt-4o-mini"])
+    fallback_models: Annotated[list[ModelName], AfterValidator(_each_once)] = Field(
+        default_factory=list[str],
+        max_length=8,
+        description="Asked in order where the model cannot answer: its tries are spent, or its circuit is open.",
+    )
     instructions: str = Field(
         default="",
         description="The system message; `{{ name.path }}` is filled from the run's `context`, nothing is evaluated.",
@@ -249,7 +285,7 @@ class AgentOverrides(_Data):
     are how a run that met a limit goes on.
     """
 
-    model: str | None = Field(default=None, min_length=1, max_length=200)
+    model: ModelName | None = None
     instructions: str | None = None
     tools: ToolNames | None = Field(default=None, max_length=128)
     model_settings: ModelSettings | None = None
@@ -324,7 +360,6 @@ def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimit
         limits = limits.lowered(overrides.limits)
     if overrides.resume_limits is not None:
         limits = limits.replaced(overrides.resume_limits)
-    policies = definition.model_policies
     return ResolvedAgent(
         name=definition.name,
         version=version.version,
@@ -336,9 +371,7 @@ def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimit
         limits=limits,
         interaction_mode=overrides.interaction_mode or definition.interaction_mode,
         definition=definition,
-        policies=ModelPolicies(
-            policies.retry.max_attempts, policies.timeout.first_byte_s, policies.timeout.between_chunks_s
-        ),
+        policies=definition.model_policies.resolved(),
     )
 
 

@@ -25,7 +25,7 @@ from app.engine.status import RunStatus
 from app.engine.step import advance, lost_calls
 from app.engine.tools import ToolPort
 from app.engine.transition import ToolRecord, Transition
-from app.engine.usage import add_cost
+from app.engine.usage import Spend, add_cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +37,24 @@ class AttemptBegan:
 
 @dataclass(frozen=True, slots=True)
 class ModelResponded:
-    """The model answered; `latency_ms` is the wall time of the whole call in milliseconds."""
+    """The model answered.
+
+    Args:
+        latency_ms: the wall time of the whole call in milliseconds.
+        spent: what tries took that gave no answer.
+    """
 
     response: ModelResponse
     latency_ms: float
+    spent: tuple[Spend, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFailed:
-    """All tries of a model call failed."""
+    """All tries of a model call failed; `spent` is what they took all the same."""
 
     error: ModelError
+    spent: tuple[Spend, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +76,8 @@ def apply(state: RunState, outcome: AttemptBegan | ActionOutcome, scope: Scope) 
         case ModelResponded():
             done = _model_responded(state, outcome, scope)
         case ModelFailed():
-            done = Transition(_model_failed(state, outcome.error, scope.agent))
+            charged = _charged(state, outcome.spent)
+            done = charged.then(Transition(_model_failed(charged.state, outcome.error, scope.agent)))
         case CallsMoved(moves):
             done = advance(state, moves, scope)
         case _:
@@ -173,23 +181,41 @@ def _started(step: int, call: OpenCall) -> tuple[Event, ...]:
 
 def _model_responded(state: RunState, outcome: ModelResponded, scope: Scope) -> Transition:
     response = outcome.response
+    charged = _charged(state, outcome.spent)
     state = replace(
-        state,
-        usage=state.usage + response.usage,
-        cost_usd=add_cost(state.cost_usd, response.cost_usd),
+        charged.state,
+        usage=charged.state.usage + response.usage,
+        cost_usd=add_cost(charged.state.cost_usd, response.cost_usd),
         best_text=response.text or state.best_text,
         model=response.model,
         provider=response.provider,
     )
-    events = (_llm_completed(state.step, outcome), *_warnings(state.step, response))
+    events = (*charged.events, _llm_completed(state.step, outcome), *_warnings(state.step, response))
     if not response.tool_calls:
         return _answered(state, response, events)
     calls = _unique_calls(response.tool_calls, state.step, scope.used_ids)
     open_calls = tuple(OpenCall(i, call, _effect(scope.tools, call.name)) for i, call in enumerate(calls))
     state = replace(state, phase=Phase.EXECUTE_TOOLS, calls=open_calls)
-    message = Message(Role.ASSISTANT, response.text, calls)
+    message = Message(Role.ASSISTANT, response.text, calls, kept=response.kept)
     asked = Transition(state, events, (message,), tuple(ToolRecord(state.step, call) for call in open_calls))
     return asked.then(advance(state, (), scope))
+
+
+def _charged(state: RunState, spent: Sequence[Spend]) -> Transition:
+    """Count what calls took that gave no answer; it is said to be an estimate."""
+    events: list[Event] = []
+    for spend in spent:
+        cost = add_cost(state.cost_usd, spend.cost_usd)
+        state = replace(state, usage=state.usage + spend.usage, cost_usd=cost)
+        data = {
+            "code": WarningCode.USAGE_ESTIMATED,
+            "model": spend.model,
+            "usage": spend.usage.as_dict(),
+            "cost_usd": None if spend.cost_usd is None else float(spend.cost_usd),
+        }
+        said = f"{spend.reason}: what the call has used is estimated"
+        events.append(Event(EventType.WARNING, state.step, data, message=said))
+    return Transition(state, tuple(events))
 
 
 def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...]) -> Transition:
@@ -209,13 +235,13 @@ def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...
             )
         case FinishReason.CONTENT_FILTER:
             error = RunError(WarningCode.CONTENT_FILTERED.value, "the provider filtered the model's answer")
-        case FinishReason.STOP | FinishReason.TOOL_CALLS:
+        case FinishReason.STOP | FinishReason.TOOL_CALLS | FinishReason.REFUSAL:
             error = state.tolerated
         case _:
             assert_never(response.finish_reason)
     status = RunStatus.COMPLETED if error is None else RunStatus.DEGRADED
     state = finished(state, status, response.text, error)
-    return Transition(state, events, (Message(Role.ASSISTANT, response.text),))
+    return Transition(state, events, (Message(Role.ASSISTANT, response.text, kept=response.kept),))
 
 
 def _model_failed(state: RunState, error: ModelError, agent: ResolvedAgent) -> RunState:
@@ -240,10 +266,12 @@ def _llm_completed(step: int, outcome: ModelResponded) -> Event:
             "provider": response.provider,
             "finish_reason": response.finish_reason,
             "text": response.text,
+            "reasoning": response.reasoning or None,
             "tool_call_count": len(response.tool_calls),
             "usage": response.usage.as_dict(),
             "latency_ms": round(outcome.latency_ms, 3),
             "cost_usd": None if response.cost_usd is None else float(response.cost_usd),
+            "reused": response.reused,
         },
     )
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from app.engine.usage import Spend
+
 
 class EngineError(Exception):
     """Root of the engine's exceptions."""
@@ -28,6 +30,7 @@ class ModelErrorCode(StrEnum):
     INVALID_REQUEST = "invalid_model_request"
     MODEL_NOT_FOUND = "model_not_found"
     CONTEXT_OVERFLOW = "context_overflow"
+    CIRCUIT_OPEN = "circuit_open"
 
 
 RETRYABLE_CODES = frozenset(
@@ -38,6 +41,7 @@ RETRYABLE_CODES = frozenset(
         ModelErrorCode.SERVER_ERROR,
         ModelErrorCode.INVALID_RESPONSE,
         ModelErrorCode.CONFLICT,
+        ModelErrorCode.CIRCUIT_OPEN,
     }
 )
 
@@ -50,6 +54,9 @@ class ModelError(EngineError):
         message: one line for people; never holds a key or a header.
         status: the provider's HTTP status, where there was one.
         retry_after_s: seconds that the provider asked to wait, where it did.
+
+    Attributes:
+        spent: what the call has taken all the same, where it broke off; set by the client that knows.
     """
 
     def __init__(
@@ -65,6 +72,7 @@ class ModelError(EngineError):
         self.message = message
         self.status = status
         self.retry_after_s = retry_after_s
+        self.spent: Spend | None = None
 
     @property
     def retryable(self) -> bool:

@@ -75,6 +75,9 @@ class WarningCode(StrEnum):
     USAGE_ESTIMATED = "usage_estimated"
     PRICE_UNKNOWN = "price_unknown"
     STEP_STALLED = "step_stalled"
+    FALLBACK_USED = "fallback_used"
+    CONTEXT_OVERFLOW = "context_overflow"
+    STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,13 +65,29 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a provider wants back with the answer that it belongs to: signed thoughts, as it gave them.
+
+    Nothing of it is for people, and no other provider is shown it.
+
+    Args:
+        provider: the prefix of the model that gave it.
+        blocks: JSON values.
+    """
+
+    provider: str
+    blocks: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `tool_calls` only on assistant messages, `tool_call_id` only on tool messages."""
+    """One message. `tool_calls` and `kept` only on assistant messages, `tool_call_id` only on tool messages."""
 
     role: Role
     content: Content = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    kept: Reasoning | None = None
 
     def body(self) -> dict[str, Any]:
         """The part that is stored as JSON beside the role; `from_body` is its inverse."""
@@ -80,6 +96,8 @@ class Message:
             body["tool_calls"] = [{"id": c.id, "name": c.name, "arguments": c.arguments} for c in self.tool_calls]
         if self.tool_call_id is not None:
             body["tool_call_id"] = self.tool_call_id
+        if self.kept is not None:
+            body["kept"] = {"provider": self.kept.provider, "blocks": self.kept.blocks}
         return body
 
     @classmethod
@@ -89,6 +107,7 @@ class Message:
             content=body["content"],
             tool_calls=tuple(ToolCall(c["id"], c["name"], c["arguments"]) for c in body.get("tool_calls", ())),
             tool_call_id=body.get("tool_call_id"),
+            kept=Reasoning(body["kept"]["provider"], tuple(body["kept"]["blocks"])) if "kept" in body else None,
         )
 
     def text(self) -> str:

@@ -18,7 +18,11 @@ _NO_RESULT = "This call has no result: the run that made it ended before the cal
 
 
 def build_request(
-    agent: ResolvedAgent, context: Mapping[str, Any], messages: Sequence[Message], tools: Sequence[ToolSpec]
+    agent: ResolvedAgent,
+    context: Mapping[str, Any],
+    messages: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    tenant_id: str = "",
 ) -> ModelRequest:
     """One model request: the agent's system message, the thread with every tool call closed, the tools, the settings.
 
@@ -34,6 +38,8 @@ def build_request(
         tools=tools,
         settings=agent.settings,
         policies=agent.policies,
+        fallback_models=agent.definition.fallback_models,
+        tenant_id=tenant_id,
     )
 
 

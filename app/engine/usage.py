@@ -51,6 +51,23 @@ class Usage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What a call has taken that gave no answer, estimated: it broke off, or another answer came first.
+
+    Args:
+        model: as it was asked for, with its prefix.
+        usage: `llm_calls` 1.
+        cost_usd: None where the price is unknown.
+        reason: in a few words, for people.
+    """
+
+    model: str
+    usage: Usage
+    cost_usd: Decimal | None
+    reason: str
+
+
 def add_cost(total: Decimal | None, cost: Decimal | None) -> Decimal | None:
     """Sum two costs in US dollars; an unknown price makes the sum unknown, never zero."""
     if total is None or cost is None:

@@ -127,6 +127,7 @@ class Completion:
             usage=usage,
             cost_usd=None,
             usage_estimated=estimated,
+            reasoning="".join(self._reasoning),
         )
 
     def _take_delta(self, delta: dict[str, Any], events: list[ModelEvent]) -> None:

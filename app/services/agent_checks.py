@@ -63,6 +63,8 @@ class AgentChecks:
             UnknownTool: a tool is not there; Invalid: something else is not. `loc` names the field.
         """
         self._named(definition.model, definition.tools, loc)
+        for index, model in enumerate(definition.fallback_models):
+            _refuse(self._check_model(model), (*loc, "fallback_models", index))
         for index, server in enumerate(definition.mcp_servers):
             _refuse(self._grants.mcp_server(server), (*loc, "mcp_servers", index))
         if definition.sandbox is not None:

@@ -93,7 +93,9 @@ class RunDriver:
         self._began_at = ports.clock()
         self._loop = asyncio.get_running_loop()
         self._deltas = DeltaLog(self.run, start.claim.fence, on_lost)
-        self._caller = ModelCaller(ports.models, ports.deltas, self._deltas, self._restart_step, ports.clock)
+        self._caller = ModelCaller(
+            ports.models, ports.deltas, self._deltas, self._restart_step, self._tell, ports.clock
+        )
         tools = ports.tools.for_agent(start.agent.toolbox)
         context = {**start.agent.definition.context_defaults, **start.run.context}
         self._scope = Scope(start.agent, self.run, context, tools, start.now, _new_id, ports.policy)
@@ -366,7 +368,8 @@ class RunDriver:
         return replace(self._scope, now=self._scope.now + passed, used_ids=self._used_ids)
 
     def _build_request(self, messages: Sequence[Message]) -> ModelRequest:
-        return build_request(self._agent, self._start.run.context, messages, self._tools)
+        run = self._start.run
+        return build_request(self._agent, run.context, messages, self._tools, run.tenant_id)
 
     def _invocation(self, call: OpenCall) -> ToolInvocation:
         step, call_id = self._state.step, call.call.id

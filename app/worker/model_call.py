@@ -8,12 +8,14 @@ from typing import assert_never
 
 from app.engine.apply import ModelFailed, ModelResponded
 from app.engine.errors import ModelError, ModelErrorCode
-from app.engine.events import EventType
+from app.engine.events import Event, EventType
 from app.engine.model import (
     ModelClient,
+    ModelNotice,
     ModelRequest,
     ModelResponse,
     ReasoningDelta,
+    Spend,
     StreamRestarted,
     TextDelta,
     ToolCallDelta,
@@ -26,6 +28,7 @@ class ModelCaller:
 
     Args:
         on_restart: told that the stream broke and begins anew, before anything new is added; takes the reason.
+        on_notice: told what readers of the run should know of a call, while it is under way.
         clock: monotonic seconds.
     """
 
@@ -35,12 +38,14 @@ class ModelCaller:
         gatherer: DeltaGatherer,
         deltas: DeltaLog,
         on_restart: Callable[[str], Awaitable[None]],
+        on_notice: Callable[[Event], None],
         clock: Callable[[], float],
     ) -> None:
         self._models = models
         self._gatherer = gatherer
         self._deltas = deltas
         self._on_restart = on_restart
+        self._on_notice = on_notice
         self._clock = clock
         self._text: list[str] = []
 
@@ -55,21 +60,32 @@ class ModelCaller:
         self._text = []
         self._deltas.step = step
         response: ModelResponse | None = None
+        spent: list[Spend] = []
         try:
             async with aclosing(self._models.stream(request)) as events:
                 async for event in events:
-                    if isinstance(event, ModelResponse):
-                        response = event
-                    elif isinstance(event, StreamRestarted):
-                        self._text = []
-                        await self._on_restart(event.reason)
-                    else:
-                        self._add(event)
+                    match event:
+                        case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                            self._add(event)
+                        case ModelResponse():
+                            response = event
+                        case StreamRestarted(reason):
+                            self._text = []
+                            await self._on_restart(reason)
+                        case Spend():
+                            spent.append(event)
+                        case ModelNotice(code, message, data):
+                            self._on_notice(Event(EventType.WARNING, step, {"code": code, **data}, message=message))
+                        case _:
+                            assert_never(event)
         except ModelError as error:
-            return ModelFailed(error)
+            if error.spent is not None:
+                spent.append(error.spent)
+            return ModelFailed(error, tuple(spent))
         if response is None:
-            return ModelFailed(ModelError(ModelErrorCode.INVALID_RESPONSE, "the model's answer never ended"))
-        return ModelResponded(response, (self._clock() - started) * 1000)
+            unended = ModelError(ModelErrorCode.INVALID_RESPONSE, "the model's answer never ended")
+            return ModelFailed(unended, tuple(spent))
+        return ModelResponded(response, (self._clock() - started) * 1000, tuple(spent))
 
     def _add(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> None:
         match event:

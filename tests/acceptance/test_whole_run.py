@@ -24,7 +24,8 @@ DATA: dict[str, set[str]] = {
     "text_delta": {"delta"},
     "tool_call_delta": {"tool_call_id", "tool_name", "delta"},
     "llm_completed": {
-        "model", "provider", "finish_reason", "text", "tool_call_count", "usage", "latency_ms", "cost_usd",
+        "model", "provider", "finish_reason", "text", "reasoning", "tool_call_count", "usage",
+        "latency_ms", "cost_usd", "reused",
     },
     "tool_batch_started": {"tool_call_count", "tool_names", "tool_call_ids"},
     "tool_started": {"tool_name", "tool_call_id", "arguments"},

@@ -48,7 +48,9 @@ async def test_text_reasoning_and_usage_come_through(server: ModelServer, client
         ReasoningDelta("hm"),
         TextDelta("Grüße"),
         TextDelta(" 👋"),
-        ModelResponse("hosted_vllm", "echo", "Grüße 👋", (), FinishReason.STOP, Usage(1, 10, 5, 4, 3), None),
+        ModelResponse(
+            "hosted_vllm", "echo", "Grüße 👋", (), FinishReason.STOP, Usage(1, 10, 5, 4, 3), None, reasoning="hm"
+        ),
     ]
 
 

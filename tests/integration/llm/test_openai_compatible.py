@@ -66,9 +66,7 @@ async def test_text_streams_piece_by_piece(server: ModelServer, client: OpenAICo
         ReasoningDelta("hm"),
         TextDelta("Grüße"),
         TextDelta(" 👋"),
-        ModelResponse(
-            "openai", "echo", "Grüße 👋", (), FinishReason.STOP, Usage(1, 11, 7), None, usage_estimated=False
-        ),
+        ModelResponse("openai", "echo", "Grüße 👋", (), FinishReason.STOP, Usage(1, 11, 7), None, reasoning="hm"),
     ]
 
 

@@ -15,6 +15,8 @@ _KEYS: dict[EventType, set[str]] = {
         "provider",
         "finish_reason",
         "text",
+        "reasoning",
+        "reused",
         "tool_call_count",
         "usage",
         "latency_ms",

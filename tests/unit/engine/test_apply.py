@@ -71,16 +71,18 @@ def test_a_whole_text_completes_the_run() -> None:
 
 def test_an_answer_is_told_with_all_that_is_known_of_it() -> None:
     usage = Usage(1, 10, 5, 2, 3)
-    done = respond(a_response("42"), usage=usage, cost_usd=Decimal("0.000125"))
+    done = respond(a_response("42"), usage=usage, cost_usd=Decimal("0.000125"), reasoning="six by seven")
     assert done.events[0].data == {
         "model": "answer",
         "provider": "scripted",
         "finish_reason": "stop",
         "text": "42",
+        "reasoning": "six by seven",
         "tool_call_count": 0,
         "usage": usage.as_dict(),
         "latency_ms": 12.346,
         "cost_usd": 0.000125,
+        "reused": False,
     }
     assert (done.state.usage, done.state.cost_usd) == (usage, Decimal("0.000125"))
     assert (done.state.model, done.state.provider) == ("answer", "scripted")
