@@ -228,6 +228,11 @@ class AgentSettings(_Data):
     )
     policy: PolicySettings = PolicySettings()
     model_settings: ModelSettings = ModelSettings()
+    response_schema: dict[str, Any] | None = Field(
+        default=None,
+        description="JSON Schema that the answer must fit; it is then `final_structured` of the result. "
+        "The model gets two turns to correct an answer that does not.",
+    )
     limits: Limits = Limits()
     llm_failure_policy: LlmFailurePolicy = LlmFailurePolicy.FAIL
     tool_failure_policy: ToolFailurePolicy = ToolFailurePolicy.CONTINUE
@@ -289,6 +294,7 @@ class AgentOverrides(_Data):
     instructions: str | None = None
     tools: ToolNames | None = Field(default=None, max_length=128)
     model_settings: ModelSettings | None = None
+    response_schema: dict[str, Any] | None = None
     limits: Limits | None = None
     resume_limits: Limits | None = None
     interaction_mode: InteractionMode | None = None
@@ -325,6 +331,7 @@ class ResolvedAgent:
     instructions: str
     tools: tuple[str, ...]
     settings: dict[str, Any]
+    response_schema: dict[str, Any] | None
     limits: RunLimits
     interaction_mode: InteractionMode
     definition: AgentDefinition
@@ -368,6 +375,7 @@ def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimit
         instructions=definition.instructions if overrides.instructions is None else overrides.instructions,
         tools=tuple(definition.tools if overrides.tools is None else overrides.tools),
         settings=settings,
+        response_schema=definition.response_schema if overrides.response_schema is None else overrides.response_schema,
         limits=limits,
         interaction_mode=overrides.interaction_mode or definition.interaction_mode,
         definition=definition,

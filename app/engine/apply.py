@@ -23,9 +23,12 @@ from app.engine.scope import Scope
 from app.engine.state import HoldKind, OpenCall, Phase, RunState, finished
 from app.engine.status import RunStatus
 from app.engine.step import advance, lost_calls
+from app.engine.structured_output import MAX_REPAIRS, AnswerSchema, Fits, Misfit, Repair
 from app.engine.tools import ToolPort
 from app.engine.transition import ToolRecord, Transition
 from app.engine.usage import Spend, add_cost
+
+_MAX_REASON_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,9 @@ def apply(state: RunState, outcome: AttemptBegan | ActionOutcome, scope: Scope) 
             done = _model_responded(state, outcome, scope)
         case ModelFailed():
             charged = _charged(state, outcome.spent)
-            done = charged.then(Transition(_model_failed(charged.state, outcome.error, scope.agent)))
+            failed = outcome.error
+            reason = RunError(failed.code.value, failed.message, failed.retryable)
+            done = charged.then(Transition(_given_up(charged.state, reason, scope.agent)))
         case CallsMoved(moves):
             done = advance(state, moves, scope)
         case _:
@@ -192,10 +197,13 @@ def _model_responded(state: RunState, outcome: ModelResponded, scope: Scope) -> 
     )
     events = (*charged.events, _llm_completed(state.step, outcome), *_warnings(state.step, response))
     if not response.tool_calls:
-        return _answered(state, response, events)
+        if scope.answers is None:
+            return _answered(state, response, events)
+        return _structured(state, response, events, scope.answers, scope.agent)
     calls = _unique_calls(response.tool_calls, state.step, scope.used_ids)
     open_calls = tuple(OpenCall(i, call, _effect(scope.tools, call.name)) for i, call in enumerate(calls))
-    state = replace(state, phase=Phase.EXECUTE_TOOLS, calls=open_calls)
+    repair = None if state.repair is None else Repair(state.repair.turn)
+    state = replace(state, phase=Phase.EXECUTE_TOOLS, calls=open_calls, repair=repair)
     message = Message(Role.ASSISTANT, response.text, calls, kept=response.kept)
     asked = Transition(state, events, (message,), tuple(ToolRecord(state.step, call) for call in open_calls))
     return asked.then(advance(state, (), scope))
@@ -219,7 +227,7 @@ def _charged(state: RunState, spent: Sequence[Spend]) -> Transition:
 
 
 def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...]) -> Transition:
-    """A response without tool calls ends the run; only a whole answer completes it."""
+    """A response without tool calls ends the run; only a whole answer completes it. A refusal is one."""
     if not response.text and response.finish_reason is not FinishReason.CONTENT_FILTER:
         error = RunError(WarningCode.EMPTY_RESPONSE.value, "the model gave an empty answer", retryable=True)
         if state.best_text:
@@ -244,14 +252,57 @@ def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...
     return Transition(state, events, (Message(Role.ASSISTANT, response.text, kept=response.kept),))
 
 
-def _model_failed(state: RunState, error: ModelError, agent: ResolvedAgent) -> RunState:
-    reason = RunError(error.code.value, error.message, error.retryable)
+def _structured(
+    state: RunState, response: ModelResponse, events: tuple[Event, ...], answers: AnswerSchema, agent: ResolvedAgent
+) -> Transition:
+    """The same where the answer must fit a schema: one that does not is shown to the model again, so many times."""
+    unusable = _unusable(response)
+    if unusable is not None:
+        return Transition(_given_up(state, unusable, agent), events)
+    checked = answers.check(response.text)
+    match checked:
+        case Fits(value):
+            done = _answered(replace(state, repair=None), response, events)
+            outcome = done.state.outcome
+            assert outcome is not None
+            return replace(done, state=replace(done.state, outcome=replace(outcome, structured=value)))
+        case Misfit(problem):
+            turn = 1 if state.repair is None else state.repair.turn + 1
+            data = {"code": WarningCode.STRUCTURED_OUTPUT_INVALID, "problem": problem, "turn": turn}
+            said = "the answer does not fit the response schema"
+            events = (*events, Event(EventType.WARNING, state.step, data, message=said))
+            if turn > MAX_REPAIRS:
+                error = RunError("invalid_structured_output", f"{said}, after {MAX_REPAIRS} corrections: {problem}")
+                return Transition(_given_up(replace(state, repair=None), error, agent), events)
+            return Transition(replace(state, step=state.step + 1, repair=Repair(turn, response.text, problem)), events)
+        case _:
+            assert_never(checked)
+
+
+def _unusable(response: ModelResponse) -> RunError | None:
+    """Why an answer cannot fit a schema, whatever it says; None where it is to be held against it."""
+    match response.finish_reason:
+        case FinishReason.LENGTH:
+            said = "the model's answer was cut off at its output limit (max_tokens)"
+            return RunError(WarningCode.TRUNCATED_RESPONSE.value, said)
+        case FinishReason.CONTENT_FILTER:
+            return RunError(WarningCode.CONTENT_FILTERED.value, "the provider filtered the model's answer")
+        case FinishReason.REFUSAL:
+            return RunError(WarningCode.MODEL_REFUSED.value, f"the model refused: {response.text[:_MAX_REASON_CHARS]}")
+        case FinishReason.STOP | FinishReason.TOOL_CALLS:
+            return None
+        case _:
+            assert_never(response.finish_reason)
+
+
+def _given_up(state: RunState, error: RunError, agent: ResolvedAgent) -> RunState:
+    """The end of a run whose model did not do its part."""
     policy = agent.definition.llm_failure_policy
     match policy:
         case LlmFailurePolicy.FAIL:
-            return finished(state, RunStatus.FAILED, error.message, reason)
+            return finished(state, RunStatus.FAILED, error.message, error)
         case LlmFailurePolicy.DEGRADE:
-            return finished(state, RunStatus.DEGRADED, state.best_text, reason)
+            return finished(state, RunStatus.DEGRADED, state.best_text, error)
         case _:
             assert_never(policy)
 
@@ -290,6 +341,8 @@ def _warnings(step: int, response: ModelResponse) -> list[Event]:
         )
     if filtered:
         found.append((WarningCode.CONTENT_FILTERED, "the provider filtered the model's answer"))
+    if response.finish_reason is FinishReason.REFUSAL:
+        found.append((WarningCode.MODEL_REFUSED, "the model refused to answer"))
     if response.usage_estimated:
         found.append((WarningCode.USAGE_ESTIMATED, "the provider reported no usage; token counts are estimated"))
     if response.cost_usd is None:

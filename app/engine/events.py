@@ -70,6 +70,7 @@ class WarningCode(StrEnum):
     EMPTY_RESPONSE = "empty_response"
     TRUNCATED_RESPONSE = "truncated_response"
     CONTENT_FILTERED = "content_filtered"
+    MODEL_REFUSED = "model_refused"
     STEP_RESTARTED = "step_restarted"
     TOOL_OUTCOME_UNKNOWN = "tool_outcome_unknown"
     USAGE_ESTIMATED = "usage_estimated"

@@ -8,6 +8,7 @@ from typing import Any
 from app.engine.agent import ResolvedAgent, fill_placeholders
 from app.engine.messages import Message, Role
 from app.engine.model import ModelRequest
+from app.engine.structured_output import Repair
 from app.engine.tools import ToolSpec
 
 _PREAMBLE = (
@@ -22,6 +23,8 @@ def build_request(
     context: Mapping[str, Any],
     messages: Sequence[Message],
     tools: Sequence[ToolSpec],
+    *,
+    repair: Repair | None = None,
     tenant_id: str = "",
 ) -> ModelRequest:
     """One model request: the agent's system message, the thread with every tool call closed, the tools, the settings.
@@ -29,15 +32,18 @@ def build_request(
     Args:
         context: the run's context; it fills the placeholders of the instructions over the agent's own defaults.
         messages: the thread's messages up to here, in order; the agent's system message is not among them.
+        repair: an answer that the model is to correct.
+        tenant_id: whose run it is.
     """
     system = system_message(agent, context, bool(tools))
     head = () if system is None else (system,)
     return ModelRequest(
         model=agent.model,
-        messages=(*head, *close_dangling_calls(messages)),
+        messages=(*head, *close_dangling_calls(messages), *(() if repair is None else repair.messages())),
         tools=tools,
         settings=agent.settings,
         policies=agent.policies,
+        response_schema=agent.response_schema,
         fallback_models=agent.definition.fallback_models,
         tenant_id=tenant_id,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from app.engine.agent import AgentVersion, ResolvedAgent, delegate_tool
 from app.engine.events import RunIdentity
 from app.engine.policy import Deed, PolicyEngine, PolicySubject, Verdict
+from app.engine.structured_output import AnswerSchema
 from app.engine.tools import ToolPort
 
 
@@ -24,6 +25,7 @@ class Scope:
         used_ids: the tool call ids of the run so far; providers repeat them, a run must not.
         now: the database's time, as far as this replica knows it.
         new_id: makes ids, UUIDv7.
+        answers: what the run's answer must fit; None where any text will do.
     """
 
     agent: ResolvedAgent
@@ -35,6 +37,7 @@ class Scope:
     policy: PolicyEngine = field(default_factory=PolicyEngine)
     team: Mapping[str, AgentVersion] = field(default_factory=dict[str, AgentVersion])
     used_ids: Set[str] = frozenset()
+    answers: AnswerSchema | None = None
 
     def subagent_of(self, tool_name: str) -> str | None:
         """The subagent that a tool delegates to, or None for any other tool."""

@@ -13,6 +13,7 @@ from app.engine.errors import RunError
 from app.engine.interactions import InteractionKind
 from app.engine.messages import ToolCall
 from app.engine.status import RunStatus
+from app.engine.structured_output import Repair
 from app.engine.tools import ToolResult
 from app.engine.usage import Usage
 
@@ -119,11 +120,12 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ends, or has ended."""
+    """How a run ends, or has ended; `structured` is the answer's JSON where the agent has a response schema."""
 
     status: RunStatus
     final_text: str
     error: RunError | None = None
+    structured: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,7 @@ class RunState:
         resume_step: the step that a failed run goes on with, where it is not the open one: its tools have all ended.
         gate: what policy said of a model call; None where it said nothing yet.
         child_llm_calls: model calls of child runs: part of `usage`, and not counted against this run's own limit.
+        repair: the last answer, where it did not fit the response schema; None once one did.
     """
 
     step: int = 1
@@ -156,6 +159,7 @@ class RunState:
     resume_step: int | None = None
     gate: Gate | None = None
     child_llm_calls: int = 0
+    repair: Repair | None = None
 
     def open_calls(self) -> tuple[OpenCall, ...]:
         """The calls that have no result yet."""
@@ -179,6 +183,7 @@ class RunState:
             "pending_tool_calls": [call.call.id for call in self.open_calls()],
             "child_llm_calls": self.child_llm_calls,
             "gate": None if self.gate is None else _gate_as_dict(self.gate),
+            "repair": None if self.repair is None else self.repair.as_dict(),
         }
 
 
@@ -218,7 +223,7 @@ def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str)
     phase = checkpoint.phase
     if phase is Phase.AWAIT:
         phase = Phase.EXECUTE_TOOLS if kept["pending_tool_calls"] else Phase.CALL_MODEL
-    tolerated, gate = kept["tolerated"], kept.get("gate")
+    tolerated, gate, repair = kept["tolerated"], kept.get("gate"), kept.get("repair")
     open_calls = calls if phase is Phase.EXECUTE_TOOLS else ()
     return RunState(
         step=checkpoint.step,
@@ -233,6 +238,7 @@ def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str)
         provider=kept["provider"],
         gate=None if gate is None else Gate(gate["step"], gate["hold"] and Hold.from_dict(gate["hold"])),
         child_llm_calls=kept.get("child_llm_calls", 0),
+        repair=None if repair is None else Repair.from_dict(repair),
     )
 
 

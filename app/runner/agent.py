@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
+
+from pydantic import BaseModel
 
 from app.engine.agent import AgentDefinition
 from app.tools.function_tool import FunctionTool, tool
@@ -19,6 +21,7 @@ class Agent:
         tools: functions, with `@tool` or without, and names of tools that the runner has: `server__tool` of an MCP
             server, or a sandboxed one such as `run_command`.
         subagents: agents that this one may delegate to, each through a tool `delegate_to_<name>`.
+        response_schema: what the answer must fit: a Pydantic model, or a JSON schema.
         settings: the other fields of `AgentDefinition`, such as `limits`, `policy` or `join_policy`.
 
     Raises:
@@ -33,6 +36,7 @@ class Agent:
         instructions: str = "",
         tools: Sequence[Callable[..., Any] | str] = (),
         subagents: Sequence[Agent] = (),
+        response_schema: type[BaseModel] | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         given = [each if isinstance(each, str) else _as_tool(each) for each in tools]
@@ -46,6 +50,7 @@ class Agent:
                 "instructions": instructions,
                 "tools": names,
                 "subagents": [each.definition.name for each in subagents],
+                "response_schema": _json_schema(response_schema),
                 **settings,
             }
         )
@@ -59,6 +64,12 @@ class Agent:
         yield self
         for subagent in self.subagents:
             yield from subagent.family()
+
+
+def _json_schema(schema: type[BaseModel] | Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if schema is None or isinstance(schema, Mapping):
+        return None if schema is None else dict(schema)
+    return schema.model_json_schema()
 
 
 def _as_tool(function: Callable[..., Any]) -> FunctionTool[..., Any]:

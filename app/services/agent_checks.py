@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app.engine.agent import AgentDefinition, AgentOverrides
 from app.engine.tool_definitions import HttpToolDefinition
 from app.engine.tools import ToolPort
 from app.services.errors import Invalid, UnknownTool
+from app.tools.answer_schema import answers_of
 from app.tools.errors import ToolDefinitionError
 from app.tools.http_tools import DefinitionSource
-from app.tools.json_schema import SchemaArguments
+from app.tools.schema_arguments import SchemaArguments
 
 Loc = Sequence[str | int]
 
@@ -63,6 +65,7 @@ class AgentChecks:
             UnknownTool: a tool is not there; Invalid: something else is not. `loc` names the field.
         """
         self._named(definition.model, definition.tools, loc)
+        _check_answers(definition.response_schema, loc)
         for index, model in enumerate(definition.fallback_models):
             _refuse(self._check_model(model), (*loc, "fallback_models", index))
         for index, server in enumerate(definition.mcp_servers):
@@ -84,6 +87,7 @@ class AgentChecks:
     def overrides(self, overrides: AgentOverrides, loc: Loc) -> None:
         """The same for what a request changes of its agent."""
         self._named(overrides.model, overrides.tools or (), loc)
+        _check_answers(overrides.response_schema, loc)
 
     def _named(self, model: str | None, tools: Sequence[str], loc: Loc) -> None:
         if model is not None:
@@ -92,6 +96,15 @@ class AgentChecks:
         for index, name in enumerate(tools):
             if name in lacking:
                 raise UnknownTool(f"there is no tool {name!r}", (*loc, "tools", index))
+
+
+def _check_answers(schema: Mapping[str, Any] | None, loc: Loc) -> None:
+    if schema is None:
+        return
+    try:
+        answers_of(schema)
+    except ToolDefinitionError as error:
+        raise Invalid(str(error), (*loc, "response_schema")) from error
 
 
 def check_team(definition: AgentDefinition, teams: Mapping[str, Sequence[str]], loc: Loc) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from app.engine.tool_definitions import CallerToolDefinition
 from app.engine.tools import ToolInvocation, ToolSource, ToolSpec
 from app.tools.errors import CallError
-from app.tools.json_schema import SchemaArguments
+from app.tools.schema_arguments import SchemaArguments
 
 
 class CallerTool:

@@ -16,7 +16,7 @@ from app.tools.egress import Answer, Bounds, Egress
 from app.tools.errors import CallError
 from app.tools.hosts import HostPatterns
 from app.tools.http_request import RequestTemplate
-from app.tools.json_schema import SchemaArguments
+from app.tools.schema_arguments import SchemaArguments
 from app.tools.secrets import Secrets
 
 _MAX_EXCERPT_CHARS = 1_000

@@ -1,24 +1,22 @@
-"""Arguments by a JSON Schema that came as data: of HTTP tools, MCP tools and tools that the caller runs."""
+"""Values by a JSON Schema that came as data: arguments of tools, and answers of models."""
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jsonschema_rs
 import orjson
 from jsonschema_rs import ValidationErrorKind as Kind
-from pydantic import TypeAdapter, ValidationError
 
-from app.tools.argument_error import MAX_LINES, argument_error, argument_path, bounded_line, given
+from app.tools.argument_error import MAX_LINES, argument_path, bounded_line, given
 from app.tools.errors import CallError, ToolDefinitionError
 from app.tools.schema_cost import SchemaCost
 
 _MAX_SCHEMA_BYTES = 100_000
 _MAX_SCHEMA_DEPTH = 64
-_MAX_CHARS = 1024 * 1024
 _MAX_DEPTH = 64
 _MAX_LOOKS = 2_000_000  # of the validator, about 50 ms
 _MAX_EFFORT_TO_EXPLAIN = 10_000  # an error costs a thousand times what a look does
@@ -32,79 +30,86 @@ _BACKTRACKING = jsonschema_rs.FancyRegexOptions(
     backtrack_limit=1_000, size_limit=1024 * 1024, dfa_size_limit=1024 * 1024
 )
 _DRAFTS = ("draft/2020-12/schema", "draft/2019-09/schema", "draft-07/schema", "draft-06/schema")
-_OBJECT = TypeAdapter(dict[str, Any])
 
 
-class SchemaArguments:
-    """What a JSON Schema allows as a tool's arguments. Nothing is fetched, and no input takes long.
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How many values there are in a JSON value, itself included, and how deep they are nested."""
+
+    values: int
+    depth: int
+
+    @classmethod
+    def of(cls, value: object) -> Extent:
+        """
+        Raises:
+            CallError: it is nested too deeply, or holds a number that JSON has no form for.
+        """
+        values = 0
+        level: list[object] = [value]
+        for depth in range(_MAX_DEPTH + 1):
+            values += len(level)
+            below: list[object] = []
+            for each in level:
+                if isinstance(each, float) and not math.isfinite(each):
+                    raise CallError("it is not valid JSON: NaN, Infinity and numbers beyond 1e308 are none")
+                below += _children(each)
+            if not below:
+                return cls(values, depth)
+            level = below
+        raise CallError(f"it is nested more than {_MAX_DEPTH} levels deep")
+
+    def with_those_of(self, other: Extent) -> Extent:
+        return Extent(self.values + other.values, max(self.depth, other.depth))
+
+
+class JsonSchema:
+    """What a JSON Schema allows. Nothing is fetched, and no value takes long.
 
     Args:
         schema: JSON Schema 2020-12 unless its `$schema` names 2019-09, draft 7 or draft 6; of type object. Its
             references are JSON pointers into itself (`#/$defs/name`); `format` is a note for the reader.
+        member: what a field of it is called in what is said of values.
 
     Raises:
         ToolDefinitionError: it is no such schema; the text says where and why.
     """
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
+    def __init__(self, schema: Mapping[str, Any], member: str) -> None:
         self.json_schema = _checked(schema)
+        self.properties: dict[str, Any] = self.json_schema.get("properties", {})
+        self._member = member
         self._cost = SchemaCost(self.json_schema)
         if self._cost.at(1).looks > _MAX_LOOKS:
             raise ToolDefinitionError("the schema applies too many schemas to one value")
         self._validator, self._is_linear = _validator(self.json_schema)
-        self._properties: dict[str, Any] = self.json_schema.get("properties", {})
-        self._defaults: dict[str, Any] = {
-            name: field["default"]
-            for name, field in self._properties.items()
-            if isinstance(field, dict) and "default" in field
-        }
-        self._default_values, self._default_depth = _extent(self._defaults)
-        self._default_chars = len(orjson.dumps(self._defaults))
 
-    def parse(self, text: str) -> dict[str, Any]:
-        """The arguments out of the model's text; blank text means no arguments.
+    def effort(self, extent: Extent, chars: int) -> int | None:
+        """How many looks a value takes, or characters held against patterns that backtrack: the larger number.
 
-        Top-level arguments that are absent get their `default`s, unless the arguments only fit without them.
+        Args:
+            chars: of the value's text.
 
-        Raises:
-            CallError: the text is no JSON, no object, too large, or does not fit; says where and why.
+        Returns:
+            None if it is too much; the value is then not to be held against the schema.
         """
-        if len(text) > _MAX_CHARS:
-            raise CallError(f"the arguments are too long: {len(text)} characters, {_MAX_CHARS} at most")
-        try:
-            arguments = _OBJECT.validate_json(text if text.strip() else "{}")
-        except ValidationError as error:
-            raise argument_error(error, text, tuple(self._properties)) from error
-        effort = self._effort(arguments, text)
-        absent = [name for name in self._defaults if name not in arguments]
-        filled = arguments | {name: copy.deepcopy(self._defaults[name]) for name in absent}
-        if self._validator.is_valid(filled):
-            return filled
-        if absent and self._validator.is_valid(arguments):
-            return arguments
-        raise CallError("the arguments do not fit the tool's schema", self._lines(arguments, effort))
+        work = self._cost.at(extent.depth)
+        looks = extent.values * work.looks
+        held = 0 if self._is_linear else chars * work.patterns
+        return None if looks > _MAX_LOOKS or held > _MAX_PATTERN_CHARS else max(looks, held)
 
-    def _effort(self, arguments: dict[str, Any], text: str) -> int:
-        """Looks, or characters held against patterns that backtrack: the larger number.
+    def allows(self, value: object) -> bool:
+        """Whether a value fits whose effort was found bearable."""
+        return self._validator.is_valid(value)
 
-        Raises:
-            CallError: it is too much.
-        """
-        values, depth = _extent(arguments)
-        work = self._cost.at(max(depth, self._default_depth))
-        looks = (values + self._default_values) * work.looks
-        chars = 0 if self._is_linear else (len(text) + self._default_chars) * work.patterns
-        if looks > _MAX_LOOKS or chars > _MAX_PATTERN_CHARS:
-            raise CallError("the arguments are too large, or nested too deeply, for the tool's schema")
-        return max(looks, chars)
-
-    def _lines(self, arguments: dict[str, Any], effort: int) -> tuple[str, ...]:
+    def lines(self, value: object, effort: int) -> tuple[str, ...]:
+        """What is wrong with a value, a line for each thing; none where finding out would take long."""
         if effort > _MAX_EFFORT_TO_EXPLAIN:
             return ()
         lines: list[str] = []
         more = 0
-        for error in self._validator.iter_errors(arguments):
-            for line in _lines_of(error, tuple(self._properties)):
+        for error in self._validator.iter_errors(value):
+            for line in _lines_of(error, self._member, tuple(self.properties)):
                 if len(lines) < MAX_LINES:
                     lines.append(line)
                 else:
@@ -156,13 +161,13 @@ def _compiled(
     )
 
 
-def _lines_of(error: jsonschema_rs.ValidationError, known: tuple[str, ...]) -> Iterable[str]:
+def _lines_of(error: jsonschema_rs.ValidationError, member: str, known: tuple[str, ...]) -> Iterable[str]:
     steps = [*error.instance_path]
     match error.kind:
         case Kind.Required(property=name):
             yield bounded_line(f"{argument_path([*steps, str(name)])}: required, but missing")
         case Kind.AdditionalProperties(unexpected=names) | Kind.UnevaluatedProperties(unexpected=names):
-            what = "no such field" if steps else f"no such argument; the arguments are: {', '.join(known) or 'none'}"
+            what = "no such field" if steps else f"no such {member}; the {member}s are: {', '.join(known) or 'none'}"
             for name in names:
                 yield bounded_line(f"{argument_path([*steps, name])}: {what}")
         case _:
@@ -192,32 +197,11 @@ def _alternatives(context: list[list[jsonschema_rs.ValidationError]]) -> Iterabl
     for errors in context[:_MAX_ALTERNATIVES]:
         match errors:
             case [first, *_] if not isinstance(first.kind, Kind.AnyOf | Kind.OneOfNotValid):
-                yield from list(_lines_of(first, ()))[:1]
+                yield from list(_lines_of(first, "field", ()))[:1]
             case _:
                 yield "more alternatives"
     if len(context) > _MAX_ALTERNATIVES:
         yield f"{len(context) - _MAX_ALTERNATIVES} more"
-
-
-def _extent(value: object) -> tuple[int, int]:
-    """How many values there are in a JSON value, itself included, and how deep they are nested.
-
-    Raises:
-        CallError: it is nested too deeply, or holds a number that JSON has no form for.
-    """
-    nodes = 0
-    level: list[object] = [value]
-    for depth in range(_MAX_DEPTH + 1):
-        nodes += len(level)
-        below: list[object] = []
-        for each in level:
-            if isinstance(each, float) and not math.isfinite(each):
-                raise CallError("the arguments are not valid JSON: NaN, Infinity and numbers beyond 1e308 are none")
-            below += _children(each)
-        if not below:
-            return nodes, depth
-        level = below
-    raise CallError(f"the arguments are nested more than {_MAX_DEPTH} levels deep")
 
 
 def _depth_of(schema: object) -> int:

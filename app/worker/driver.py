@@ -36,6 +36,7 @@ from app.engine.status import RunStatus
 from app.engine.tools import ToolInvocation, ToolPort, ToolSpec
 from app.engine.transition import Transition
 from app.event_bus.announce import announce_stimulated, announce_stopped
+from app.tools.answer_schema import answers_of
 from app.worker.deltas import DeltaGatherer, DeltaLog
 from app.worker.invocation import invocation_of
 from app.worker.model_call import ModelCaller
@@ -98,7 +99,9 @@ class RunDriver:
         )
         tools = ports.tools.for_agent(start.agent.toolbox)
         context = {**start.agent.definition.context_defaults, **start.run.context}
-        self._scope = Scope(start.agent, self.run, context, tools, start.now, _new_id, ports.policy)
+        schema = start.agent.response_schema
+        answers = None if schema is None else answers_of(schema)
+        self._scope = Scope(start.agent, self.run, context, tools, start.now, _new_id, ports.policy, answers=answers)
         self._now_at = self._began_at
         self._batch = ToolBatch(tools, self._invocation)
         self._tools: tuple[ToolSpec, ...] = ()
@@ -238,7 +241,7 @@ class RunDriver:
     async def _perform(self, action: CallModel | ExecuteTools) -> ActionOutcome:
         match action:
             case CallModel(step):
-                return await self._caller.call(self._request or self._build_request(self._messages), step)
+                return await self._caller.call(self._request or self._build_request(self._messages, self._state), step)
             case ExecuteTools():
                 return await self._next_moves()
             case _:
@@ -294,7 +297,7 @@ class RunDriver:
         if not isinstance(action, CallModel):
             return 0
         joining = () if self._joined else self._start.run.input
-        self._request = self._build_request((*self._messages, *joining, *transition.messages))
+        self._request = self._build_request((*self._messages, *joining, *transition.messages), transition.state)
         return len(self._request.messages)
 
     async def _restart_step(self, reason: str) -> None:
@@ -367,9 +370,11 @@ class RunDriver:
         passed = timedelta(seconds=self._ports.clock() - self._now_at)
         return replace(self._scope, now=self._scope.now + passed, used_ids=self._used_ids)
 
-    def _build_request(self, messages: Sequence[Message]) -> ModelRequest:
+    def _build_request(self, messages: Sequence[Message], state: RunState) -> ModelRequest:
         run = self._start.run
-        return build_request(self._agent, run.context, messages, self._tools, run.tenant_id)
+        return build_request(
+            self._agent, run.context, messages, self._tools, repair=state.repair, tenant_id=run.tenant_id
+        )
 
     def _invocation(self, call: OpenCall) -> ToolInvocation:
         step, call_id = self._state.step, call.call.id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import Any, assert_never
 
 from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
 from app.engine.apply import begun, last_step, opening
@@ -160,11 +160,11 @@ def _stops(before: RunState, transition: Transition, outcome: Outcome | None) ->
     )
 
 
-def _result(state: RunState, outcome: Outcome) -> dict[str, str | None]:
+def _result(state: RunState, outcome: Outcome) -> dict[str, Any]:
     """The scalars of the AgentResult that are stored with the run; its lists are read from rows."""
     return {
         "final_text": outcome.final_text,
-        "final_structured": None,
+        "final_structured": outcome.structured,
         "model": state.model,
         "provider": state.provider,
     }

@@ -44,6 +44,9 @@ class RunCreate(RequestModel):
     instructions: str | None = Field(default=None, description="Instead of the agent's.")
     tools: ToolNames | None = Field(default=None, max_length=128, description="Instead of the agent's.")
     model_settings: ModelSettings | None = Field(default=None, description="Merged over the agent's.")
+    response_schema: JsonObject | None = Field(
+        default=None, description="JSON Schema that the answer must fit. Instead of the agent's."
+    )
     on_busy_thread: OnBusyThread = Field(
         default=OnBusyThread.ENQUEUE, description="What to do while another run has the thread."
     )
@@ -81,6 +84,7 @@ class RunCreate(RequestModel):
             instructions=self.instructions,
             tools=self.tools,
             model_settings=self.model_settings,
+            response_schema=self.response_schema,
             limits=self.limits,
             interaction_mode=self.interaction_mode,
         )

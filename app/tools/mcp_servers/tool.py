@@ -7,9 +7,9 @@ from typing import Any
 
 from app.engine.effects import ToolEffect
 from app.engine.tools import ToolInvocation, ToolSource, ToolSpec
-from app.tools.json_schema import SchemaArguments
 from app.tools.mcp_servers.declaration import McpDeclaration
 from app.tools.mcp_servers.remote import RemoteTool
+from app.tools.schema_arguments import SchemaArguments
 
 _MAX_DESCRIPTION_CHARS = 4_000
 _SAYS_MORE_S = 1.0

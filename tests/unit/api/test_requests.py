@@ -125,7 +125,7 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
         ({"agent": {"name": "a"}}, ["agent", "model"]),
         ({"agent": {"name": "a", "model": "m", "subagents": ["b", "b"]}}, ["agent", "subagents"]),
         ({"agent": {"name": "a", "model": "m", "quorum": 2}}, ["agent", "quorum"]),
-        ({"agent": {"name": "a", "model": "m", "response_schema": {}}}, ["agent", "response_schema"]),
+        ({"agent": {"name": "a", "model": "m", "response_schema": []}}, ["agent", "response_schema"]),
         ({"agent": {"name": "a", "model": "m", "llm_failure_policy": "x"}}, ["agent", "llm_failure_policy"]),
         ({"input": 5}, ["input"]),
         ({"input": []}, ["input"]),
@@ -157,7 +157,7 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
         ({"start_after": 5}, ["start_after"]),
         ({"start_after": "5"}, ["start_after"]),
         ({"start_after": "9999-12-31T23:59:59-14:00"}, ["start_after"]),
-        ({"response_schema": {}}, ["response_schema"]),
+        ({"response_schema": "object"}, ["response_schema"]),
         ({"user_id": 5}, ["user_id"]),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from app.tools.errors import CallError, ToolDefinitionError
-from app.tools.json_schema import SchemaArguments
+from app.tools.schema_arguments import SchemaArguments
 
 SOON_S = 1.0  # of computing; what it keeps out takes minutes and more
 
