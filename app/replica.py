@@ -15,6 +15,7 @@ from app.db.database import Database
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
 from app.db.pools import Pools, PoolSizes
+from app.db.thread_store import PostgresThreads
 from app.engine.limits import SERVICE_LIMITS
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
@@ -23,6 +24,7 @@ from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
 from app.services.agent_checks import Grants
 from app.services.agents import AgentService
+from app.services.compaction import CompactionService
 from app.services.container import Services
 from app.services.errors import ServiceError
 from app.services.event_stream import EventStreams
@@ -54,7 +56,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MIGRATIONS_LOOK_S = 1.0
 _CAPABILITIES = (
     "runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency", "interactions", "subagents",
-    "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork",
+    "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork", "structured_output", "compaction",
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -125,6 +127,7 @@ class Replica:
         config = _model_config(settings)
         metrics = Metrics()
         self._settings = settings
+        self._model_config = config
         self._tools = tools
         self._models = build_model_client(config, metrics=metrics)
         self._agents = agent_service(settings, pools.api, tools)
@@ -156,6 +159,9 @@ class Replica:
             streams=EventStreams(pools.streams, execution.bus),
             family_streams=FamilyStreams(pools.streams, execution.bus),
             threads=ThreadService(pools.api),
+            compaction=CompactionService(
+                PostgresThreads(pools.api), self._models, lambda model: check_model_name(model, self._model_config)
+            ),
             agents=agents,
             tools=ToolCatalogue(tools, tools.mcp),
             health=Health(

@@ -46,6 +46,7 @@ from app.services.errors import (
     Conflict,
     EventsTrimmed,
     Invalid,
+    ModelUnavailable,
     NotFound,
     ServiceError,
     TooManyRuns,
@@ -144,6 +145,7 @@ CODES: Mapping[type[Exception], ProblemCode] = {
     NotFound: ProblemCode.NOT_FOUND,
     UnknownAgent: ProblemCode.UNKNOWN_AGENT,
     Conflict: ProblemCode.CONFLICT,
+    ModelUnavailable: ProblemCode.UNAVAILABLE,
     TooManyRuns: ProblemCode.TOO_MANY_RUNS,
     EventsTrimmed: ProblemCode.EVENTS_TRIMMED,
     RunNotFound: ProblemCode.NOT_FOUND,
@@ -222,7 +224,7 @@ async def _known(request: Request, error: Exception) -> Response:
             return problem(request, code, str(error), current_status=None)
         case EventsTrimmed():
             return problem(request, code, str(error), first_seq=error.first_seq)
-        case TooManyRuns():
+        case TooManyRuns() | ModelUnavailable():
             return problem(request, code, str(error), headers={"Retry-After": str(error.retry_after_s)})
         case StoreUnavailable() | AgentChanged():
             _refusals.failed(str(error), request_id=request_id_of(request.scope), error=reason_of(error))

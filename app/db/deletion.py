@@ -181,7 +181,7 @@ async def remove_runs(connection: Connection, members: Sequence[Member]) -> None
 async def remove_empty_threads(
     connection: Connection, thread_keys: Iterable[UUID], untouched_since: datetime | None = None
 ) -> int:
-    """Remove those of some locked threads that have no runs any more, with their messages.
+    """Remove those of some locked threads that have no runs any more, with their messages and summaries.
 
     Args:
         untouched_since: leave threads that somebody has written to since then.
@@ -191,6 +191,8 @@ async def remove_empty_threads(
     """
     rows = await connection.fetch(_EMPTY_THREADS, list(thread_keys), untouched_since)
     await _remove_spans(connection, _MESSAGES, [Span(row["thread_key"], 1, row["last_seq"]) for row in rows])
+    removed = [row["thread_key"] for row in rows]
+    await connection.execute("DELETE FROM compactions WHERE thread_key = ANY ($1)", removed)
     return len(rows)
 
 

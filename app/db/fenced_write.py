@@ -34,6 +34,7 @@ class Parts:
     progress: bool
     waits: bool
     terminal: bool
+    compaction: bool
 
 
 class _Arguments:
@@ -64,6 +65,8 @@ def statement(parts: Parts) -> tuple[str, tuple[str, ...]]:
         with_parts.append(_records(arg))
     if parts.checkpoint:
         with_parts.append(_checkpoint(arg, needs_thread))
+    if parts.compaction:
+        with_parts.append(_compaction(arg))
     promoted = (
         f"CASE WHEN line.queued > 0 THEN promote_next({arg('thread_key', 'uuid')}) END"
         if parts.terminal
@@ -194,6 +197,14 @@ def _checkpoint(arg: _Arguments, needs_thread: bool) -> str:
     FROM place{", line" if needs_thread else ""})"""
 
 
+def _compaction(arg: _Arguments) -> str:
+    columns = (("thread_key", "uuid"), ("upto_seq", "bigint"), ("run_id", "uuid"), ("summary", "text"))
+    values = ", ".join(arg(name, cast) for name, cast in columns)
+    return f"""compacted AS (
+    INSERT INTO compactions (thread_key, upto_seq, run_id, summary, created_at)
+    SELECT {values}, at FROM place ON CONFLICT DO NOTHING)"""
+
+
 class FencedWrite:
     """One `Write`, encoded once and sent as often as it takes."""
 
@@ -219,6 +230,7 @@ class FencedWrite:
             progress=write.progress,
             waits=write.status is RunStatus.WAITING,
             terminal=write.status.terminal,
+            compaction=write.compaction is not None,
         )
         self._values = self._arguments(thread_key)
 
@@ -305,6 +317,8 @@ class FencedWrite:
         if write.status.terminal:
             values["result"] = json_text(write.result)
             values["error"] = None if write.error is None else json_text(write.error.as_dict())
+        if write.compaction is not None:
+            values |= {"upto_seq": write.compaction.upto_seq, "summary": write.compaction.summary}
         if write.records:
             arrays = tool_record_arrays(write.records)
             values |= {name: array for (name, _), array in zip(TOOL_RECORD_COLUMNS, arrays, strict=True)}

@@ -19,7 +19,7 @@ from app.engine.agent import AgentVersion
 from app.engine.ownership import Created
 from app.engine.records import IdempotencyKey, NewRun, RunRecord
 from app.engine.state import Phase
-from app.engine.store_errors import AgentChanged, RunNotFound, ThreadExists
+from app.engine.store_errors import AgentChanged, RunConflict, RunNotFound, ThreadExists
 
 # Which of a thread's messages a run had at a checkpoint. Its own count though they were voided since: what it said was
 # taken out of the thread, not out of the run.
@@ -47,8 +47,14 @@ WITH copied AS (
 pasted AS (
     INSERT INTO messages (thread_key, seq, run_id, role, body, created_at)
     SELECT $1::uuid, seq, run_id, role, body, created_at FROM messages
-    WHERE EXISTS (SELECT 1 FROM copied) AND {AS_OF.format(thread_key="$3::uuid", message_seq="$4", run_id="$5::uuid")})
+    WHERE EXISTS (SELECT 1 FROM copied) AND {AS_OF.format(thread_key="$3::uuid", message_seq="$4", run_id="$5::uuid")}),
+summed AS (
+    INSERT INTO compactions (thread_key, upto_seq, run_id, summary, purged, created_at)
+    SELECT $1::uuid, upto_seq, run_id, summary, purged, created_at FROM compactions
+    WHERE EXISTS (SELECT 1 FROM copied) AND thread_key = $3::uuid AND upto_seq <= $4)
 SELECT EXISTS (SELECT 1 FROM copied)"""
+
+_PURGED = "SELECT max(upto_seq) FROM compactions WHERE thread_key = $1::uuid AND purged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,7 @@ class Fork:
 
         Raises:
             RunNotFound: there is no run to fork.
+            RunConflict: the messages that it would begin with are gone.
             ThreadExists: the thread that it is to have is there.
             AgentChanged, IdempotencyMismatch: as `RunStore.create`; and whatever `plan` raises.
         """
@@ -127,8 +134,13 @@ async def _point(connection: Connection, request: ForkRequest) -> ForkPoint:
     if row is None:
         raise RunNotFound(request.source_id)
     saved = row["checkpoint_seq"] is not None
+    run = run_from_row(row)
+    purged = await connection.fetchval(_PURGED, run.thread_key)
+    if purged is not None and purged > row["as_of"]:
+        said = f"the messages up to {purged} of its thread were purged: fork it from a later checkpoint"
+        raise RunConflict(said, run.status)
     return ForkPoint(
-        run=run_from_row(row),
+        run=run,
         agent=await reading.agent_version(connection, row["agent_version_id"]),
         checkpoint_id=str(row["checkpoint_seq"]) if saved else None,
         next_action=Phase(row["phase"]) if saved else Phase.CALL_MODEL,

@@ -253,6 +253,22 @@ class RunEvent(Base):
     body: Mapped[dict[str, Any]]
 
 
+class Compaction(Base):
+    """A summary of a thread's messages up to `upto_seq`, made in a run or for a caller. The latest one counts.
+
+    `purged`: the messages are gone. They are numbered for all time, so that nothing else comes to stand there.
+    """
+
+    __tablename__ = "compactions"
+
+    thread_key: Mapped[UUID] = mapped_column(primary_key=True)
+    upto_seq: Mapped[int] = mapped_column(primary_key=True)
+    run_id: Mapped[UUID | None]
+    summary: Mapped[str]
+    purged: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
 class Checkpoint(Base):
     """`seq` is the last event committed with it, `message_seq` the last message of its thread as of then."""
 

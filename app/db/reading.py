@@ -23,6 +23,7 @@ from app.db.rows import (
 from app.db.steering import with_executions
 from app.db.stimuli import stimuli_since
 from app.engine.agent import AgentVersion
+from app.engine.compaction import NewCompaction, is_summary, with_summary
 from app.engine.events import ResumeReason, StoredEvent
 from app.engine.messages import Message, ThreadMessage
 from app.engine.ownership import Loaded
@@ -55,7 +56,12 @@ async def load_run(connection: Connection, run_id: str) -> Loaded:
         "SELECT seq, step, phase, state FROM checkpoints WHERE run_id = $1 ORDER BY seq DESC LIMIT 1", key
     )
     calls = await connection.fetch(TOOL_EXECUTIONS, key) if saved is not None else []
-    messages = await messages_after(connection, str(row["thread_key"]), 0)
+    messages = await conversation(connection, str(row["thread_key"]))
+    # What the messages do not show, because a summary stands for it.
+    hidden = bool(messages) and is_summary(messages[0]) and saved is not None
+    used_ids = (
+        await connection.fetch("SELECT tool_call_id FROM tool_executions WHERE run_id = $1", key) if hidden else []
+    )
     reason = row["resume_reason"]
     return Loaded(
         run=run_from_row(row, calls),
@@ -66,6 +72,7 @@ async def load_run(connection: Connection, run_id: str) -> Loaded:
         checkpoint_seq=0 if saved is None else saved["seq"],
         calls=tuple(open_call_from_row(call) for call in calls if saved is not None and call["step"] == saved["step"]),
         messages=tuple(messages),
+        used_ids=frozenset(used["tool_call_id"] for used in used_ids),
         # An attempt that left nothing behind does not count: the run begins now.
         resume_reason=None if reason is None or saved is None else ResumeReason(reason),
         elapsed_s=row["elapsed_s"],
@@ -85,6 +92,23 @@ async def team(connection: Connection, tenant_id: str, names: Sequence[str]) -> 
     )
     found = {row["name"]: definition_from_json(row["version_id"], row["version"], row["definition"]) for row in rows}
     return {name: found[name] for name in names if name in found}
+
+
+async def compaction(connection: Connection, thread_key: str) -> NewCompaction | None:
+    """The summary that stands in a thread now."""
+    row = await connection.fetchrow(
+        "SELECT upto_seq, summary FROM compactions WHERE thread_key = $1::uuid ORDER BY upto_seq DESC LIMIT 1",
+        thread_key,
+    )
+    return None if row is None else NewCompaction(row["upto_seq"], row["summary"])
+
+
+async def conversation(connection: Connection, thread_key: str) -> list[ThreadMessage]:
+    """A thread as runs see it: its summary, if it has one, and the messages after that; voided ones left out."""
+    summary = await compaction(connection, thread_key)
+    if summary is None:
+        return await messages_after(connection, thread_key, 0)
+    return with_summary(await messages_after(connection, thread_key, summary.upto_seq), summary)
 
 
 async def messages_after(connection: Connection, thread_key: str, seq: int) -> list[ThreadMessage]:

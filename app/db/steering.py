@@ -154,7 +154,10 @@ async def _stop_children(connection: Connection, run_id: str, status: RunStatus)
 
 
 async def void_messages(connection: Connection, run: RunRecord) -> None:
-    """Take a run's messages out of its thread; the rows stay."""
+    """Take a run's messages out of its thread; the rows stay. A summary that it made tells of them, and goes."""
+    await connection.execute(
+        "DELETE FROM compactions WHERE thread_key = $1::uuid AND run_id = $2::uuid", run.thread_key, run.run_id
+    )
     await connection.execute(
         "UPDATE messages SET voided = true WHERE thread_key = $1::uuid AND run_id = $2::uuid",
         run.thread_key,

@@ -13,6 +13,13 @@ class CallModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Compact:
+    """Make a summary of the thread's older part, before the model call of `step`."""
+
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class ExecuteTools:
     """Run the calls that nothing holds; those already under way stay under way. Delegations begin beside them."""
 
@@ -37,4 +44,4 @@ class Finish:
     outcome: Outcome
 
 
-Action = CallModel | ExecuteTools | Await | Finish
+Action = CallModel | Compact | ExecuteTools | Await | Finish

@@ -249,6 +249,13 @@ class AgentSettings(_Data):
     )
     sanitize_tool_output: bool = True
     tool_output_max_chars: int = Field(default=12_000, ge=200, le=1_000_000)
+    auto_compact_at_tokens: int | None = Field(
+        default=None,
+        ge=100,
+        le=10_000_000,
+        description="The length of a conversation, in tokens, from which on its older part is summarised before the "
+        "next model call. Null: only where a provider says that it is too long.",
+    )
     model_policies: ModelPolicySettings = ModelPolicySettings()
     metadata: dict[str, Any] = Field(default_factory=dict[str, Any])
 

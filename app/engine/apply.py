@@ -6,68 +6,25 @@ next action begins with. Both are committed together, so that a run is never bet
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import assert_never
 
-from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
-from app.engine.agent import LlmFailurePolicy, ResolvedAgent, subagent_name
-from app.engine.effects import ToolEffect
-from app.engine.errors import ModelError, RunError
-from app.engine.events import Event, EventType, WarningCode
+from app.engine.actions import Action, Await, CallModel, Compact, ExecuteTools, Finish
+from app.engine.agent import ResolvedAgent, subagent_name
+from app.engine.compact_step import Compacted, NotCompacted, compacted, not_compacted
+from app.engine.errors import RunError
+from app.engine.events import Event, EventType
 from app.engine.judge import judge_model_call
-from app.engine.messages import Message, Role, ToolCall, json_or_text
-from app.engine.model import FinishReason, ModelResponse
-from app.engine.moves import CallMove, waiting_for
+from app.engine.messages import json_or_text
+from app.engine.model_answer import charge, given_up, model_failed, model_responded
+from app.engine.moves import waiting_for
+from app.engine.outcomes import ActionOutcome, AttemptBegan, CallsMoved, CompactionEnded, ModelFailed, ModelResponded
 from app.engine.scope import Scope
 from app.engine.state import HoldKind, OpenCall, Phase, RunState, finished
 from app.engine.status import RunStatus
 from app.engine.step import advance, lost_calls
-from app.engine.structured_output import MAX_REPAIRS, AnswerSchema, Fits, Misfit, Repair
-from app.engine.tools import ToolPort
 from app.engine.transition import ToolRecord, Transition
-from app.engine.usage import Spend, add_cost
-
-_MAX_REASON_CHARS = 500
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptBegan:
-    """A replica has taken the run over; `moves` is what others have stored in the meantime."""
-
-    moves: tuple[CallMove, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelResponded:
-    """The model answered.
-
-    Args:
-        latency_ms: the wall time of the whole call in milliseconds.
-        spent: what tries took that gave no answer.
-    """
-
-    response: ModelResponse
-    latency_ms: float
-    spent: tuple[Spend, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFailed:
-    """All tries of a model call failed; `spent` is what they took all the same."""
-
-    error: ModelError
-    spent: tuple[Spend, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class CallsMoved:
-    """Something became of calls of the open step, or of the question about the model call."""
-
-    moves: tuple[CallMove, ...]
-
-
-ActionOutcome = ModelResponded | ModelFailed | CallsMoved
 
 
 def apply(state: RunState, outcome: AttemptBegan | ActionOutcome, scope: Scope) -> Transition:
@@ -77,12 +34,11 @@ def apply(state: RunState, outcome: AttemptBegan | ActionOutcome, scope: Scope) 
             begun = advance(state, moves, scope)
             done = begun.then(lost_calls(begun.state, scope))
         case ModelResponded():
-            done = _model_responded(state, outcome, scope)
+            done = model_responded(state, outcome, scope)
         case ModelFailed():
-            charged = _charged(state, outcome.spent)
-            failed = outcome.error
-            reason = RunError(failed.code.value, failed.message, failed.retryable)
-            done = charged.then(Transition(_given_up(charged.state, reason, scope.agent)))
+            done = model_failed(state, outcome, scope.agent)
+        case CompactionEnded():
+            done = _compaction_ended(state, outcome, scope.agent)
         case CallsMoved(moves):
             done = advance(state, moves, scope)
         case _:
@@ -97,10 +53,9 @@ def opening(
     match action:
         case CallModel(step):
             called = {"model": agent.model, "provider": agent.provider, "message_count": message_count}
-            return (
-                Event(EventType.STEP_STARTED, step, {"step": step}),
-                Event(EventType.LLM_CALLED, step, called),
-            ), ()
+            return (*_step_opening(state), Event(EventType.LLM_CALLED, step, called)), ()
+        case Compact():
+            return _step_opening(state), ()
         case ExecuteTools(step, calls):
             return _begin_calls(step, calls)
         case Await(step, calls):
@@ -112,6 +67,12 @@ def opening(
             return (closing_event(last, outcome.status, outcome.final_text, outcome.error),), ()
         case _:
             assert_never(action)
+
+
+def _step_opening(state: RunState) -> tuple[Event, ...]:
+    """That the step begins; nothing where it has begun with a compaction, or before one."""
+    begun_before = state.compacted or (state.compacts and state.compacting is not None and state.compacting.opened)
+    return () if begun_before else (Event(EventType.STEP_STARTED, state.step, {"step": state.step}),)
 
 
 def last_step(state: RunState) -> int:
@@ -126,7 +87,7 @@ def begun(state: RunState, action: Action) -> RunState:
             new = {call.index for call in action.calls if _begins(call)}
             calls = tuple(replace(call, started=True) if call.index in new else call for call in state.calls)
             return replace(state, calls=calls, tool_calls=state.tool_calls + len(new))
-        case CallModel():
+        case CallModel() | Compact():
             return state
         case Finish(outcome):
             return finished(state, outcome.status, outcome.final_text, outcome.error)
@@ -184,185 +145,15 @@ def _started(step: int, call: OpenCall) -> tuple[Event, ...]:
     return (started, Event(EventType.SUBAGENT_STARTED, step, delegated))
 
 
-def _model_responded(state: RunState, outcome: ModelResponded, scope: Scope) -> Transition:
-    response = outcome.response
-    charged = _charged(state, outcome.spent)
-    state = replace(
-        charged.state,
-        usage=charged.state.usage + response.usage,
-        cost_usd=add_cost(charged.state.cost_usd, response.cost_usd),
-        best_text=response.text or state.best_text,
-        model=response.model,
-        provider=response.provider,
-    )
-    events = (*charged.events, _llm_completed(state.step, outcome), *_warnings(state.step, response))
-    if not response.tool_calls:
-        if scope.answers is None:
-            return _answered(state, response, events)
-        return _structured(state, response, events, scope.answers, scope.agent)
-    calls = _unique_calls(response.tool_calls, state.step, scope.used_ids)
-    open_calls = tuple(OpenCall(i, call, _effect(scope.tools, call.name)) for i, call in enumerate(calls))
-    repair = None if state.repair is None else Repair(state.repair.turn)
-    state = replace(state, phase=Phase.EXECUTE_TOOLS, calls=open_calls, repair=repair)
-    message = Message(Role.ASSISTANT, response.text, calls, kept=response.kept)
-    asked = Transition(state, events, (message,), tuple(ToolRecord(state.step, call) for call in open_calls))
-    return asked.then(advance(state, (), scope))
-
-
-def _charged(state: RunState, spent: Sequence[Spend]) -> Transition:
-    """Count what calls took that gave no answer; it is said to be an estimate."""
-    events: list[Event] = []
-    for spend in spent:
-        cost = add_cost(state.cost_usd, spend.cost_usd)
-        state = replace(state, usage=state.usage + spend.usage, cost_usd=cost)
-        data = {
-            "code": WarningCode.USAGE_ESTIMATED,
-            "model": spend.model,
-            "usage": spend.usage.as_dict(),
-            "cost_usd": None if spend.cost_usd is None else float(spend.cost_usd),
-        }
-        said = f"{spend.reason}: what the call has used is estimated"
-        events.append(Event(EventType.WARNING, state.step, data, message=said))
-    return Transition(state, tuple(events))
-
-
-def _answered(state: RunState, response: ModelResponse, events: tuple[Event, ...]) -> Transition:
-    """A response without tool calls ends the run; only a whole answer completes it. A refusal is one."""
-    if not response.text and response.finish_reason is not FinishReason.CONTENT_FILTER:
-        error = RunError(WarningCode.EMPTY_RESPONSE.value, "the model gave an empty answer", retryable=True)
-        if state.best_text:
-            state = finished(state, RunStatus.DEGRADED, state.best_text, error)
-        else:
-            state = finished(state, RunStatus.FAILED, error.message, error)
-        return Transition(state, events)
-    match response.finish_reason:
-        case FinishReason.LENGTH:
-            error = RunError(
-                WarningCode.TRUNCATED_RESPONSE.value,
-                "the model's answer was cut off at its output limit (max_tokens)",
-            )
-        case FinishReason.CONTENT_FILTER:
-            error = RunError(WarningCode.CONTENT_FILTERED.value, "the provider filtered the model's answer")
-        case FinishReason.STOP | FinishReason.TOOL_CALLS | FinishReason.REFUSAL:
-            error = state.tolerated
+def _compaction_ended(state: RunState, ended: CompactionEnded, agent: ResolvedAgent) -> Transition:
+    charged = charge(state, ended.spent)
+    match ended.outcome:
+        case Compacted():
+            return charged.then(compacted(charged.state, ended.outcome))
+        case NotCompacted():
+            done, fatal = not_compacted(charged.state, ended.outcome)
+            if fatal is not None:
+                done = done.then(Transition(given_up(done.state, fatal, agent)))
+            return charged.then(done)
         case _:
-            assert_never(response.finish_reason)
-    status = RunStatus.COMPLETED if error is None else RunStatus.DEGRADED
-    state = finished(state, status, response.text, error)
-    return Transition(state, events, (Message(Role.ASSISTANT, response.text, kept=response.kept),))
-
-
-def _structured(
-    state: RunState, response: ModelResponse, events: tuple[Event, ...], answers: AnswerSchema, agent: ResolvedAgent
-) -> Transition:
-    """The same where the answer must fit a schema: one that does not is shown to the model again, so many times."""
-    unusable = _unusable(response)
-    if unusable is not None:
-        return Transition(_given_up(state, unusable, agent), events)
-    checked = answers.check(response.text)
-    match checked:
-        case Fits(value):
-            done = _answered(replace(state, repair=None), response, events)
-            outcome = done.state.outcome
-            assert outcome is not None
-            return replace(done, state=replace(done.state, outcome=replace(outcome, structured=value)))
-        case Misfit(problem):
-            turn = 1 if state.repair is None else state.repair.turn + 1
-            data = {"code": WarningCode.STRUCTURED_OUTPUT_INVALID, "problem": problem, "turn": turn}
-            said = "the answer does not fit the response schema"
-            events = (*events, Event(EventType.WARNING, state.step, data, message=said))
-            if turn > MAX_REPAIRS:
-                error = RunError("invalid_structured_output", f"{said}, after {MAX_REPAIRS} corrections: {problem}")
-                return Transition(_given_up(replace(state, repair=None), error, agent), events)
-            return Transition(replace(state, step=state.step + 1, repair=Repair(turn, response.text, problem)), events)
-        case _:
-            assert_never(checked)
-
-
-def _unusable(response: ModelResponse) -> RunError | None:
-    """Why an answer cannot fit a schema, whatever it says; None where it is to be held against it."""
-    match response.finish_reason:
-        case FinishReason.LENGTH:
-            said = "the model's answer was cut off at its output limit (max_tokens)"
-            return RunError(WarningCode.TRUNCATED_RESPONSE.value, said)
-        case FinishReason.CONTENT_FILTER:
-            return RunError(WarningCode.CONTENT_FILTERED.value, "the provider filtered the model's answer")
-        case FinishReason.REFUSAL:
-            return RunError(WarningCode.MODEL_REFUSED.value, f"the model refused: {response.text[:_MAX_REASON_CHARS]}")
-        case FinishReason.STOP | FinishReason.TOOL_CALLS:
-            return None
-        case _:
-            assert_never(response.finish_reason)
-
-
-def _given_up(state: RunState, error: RunError, agent: ResolvedAgent) -> RunState:
-    """The end of a run whose model did not do its part."""
-    policy = agent.definition.llm_failure_policy
-    match policy:
-        case LlmFailurePolicy.FAIL:
-            return finished(state, RunStatus.FAILED, error.message, error)
-        case LlmFailurePolicy.DEGRADE:
-            return finished(state, RunStatus.DEGRADED, state.best_text, error)
-        case _:
-            assert_never(policy)
-
-
-def _llm_completed(step: int, outcome: ModelResponded) -> Event:
-    response = outcome.response
-    return Event(
-        EventType.LLM_COMPLETED,
-        step,
-        {
-            "model": response.model,
-            "provider": response.provider,
-            "finish_reason": response.finish_reason,
-            "text": response.text,
-            "reasoning": response.reasoning or None,
-            "tool_call_count": len(response.tool_calls),
-            "usage": response.usage.as_dict(),
-            "latency_ms": round(outcome.latency_ms, 3),
-            "cost_usd": None if response.cost_usd is None else float(response.cost_usd),
-            "reused": response.reused,
-        },
-    )
-
-
-def _warnings(step: int, response: ModelResponse) -> list[Event]:
-    found: list[tuple[WarningCode, str]] = []
-    filtered = response.finish_reason is FinishReason.CONTENT_FILTER
-    if not response.text and not response.tool_calls and not filtered:
-        found.append((WarningCode.EMPTY_RESPONSE, "the model gave an empty answer"))
-    if response.finish_reason is FinishReason.LENGTH:
-        found.append(
-            (
-                WarningCode.TRUNCATED_RESPONSE,
-                "the model's answer was cut off at its output limit (max_tokens)",
-            )
-        )
-    if filtered:
-        found.append((WarningCode.CONTENT_FILTERED, "the provider filtered the model's answer"))
-    if response.finish_reason is FinishReason.REFUSAL:
-        found.append((WarningCode.MODEL_REFUSED, "the model refused to answer"))
-    if response.usage_estimated:
-        found.append((WarningCode.USAGE_ESTIMATED, "the provider reported no usage; token counts are estimated"))
-    if response.cost_usd is None:
-        found.append((WarningCode.PRICE_UNKNOWN, f"no price is known for {response.model}; costs are null, not zero"))
-    data = {"model": response.model, "provider": response.provider}
-    return [Event(EventType.WARNING, step, {"code": code, **data}, message=text) for code, text in found]
-
-
-def _unique_calls(calls: Sequence[ToolCall], step: int, used_ids: Set[str]) -> tuple[ToolCall, ...]:
-    seen = set(used_ids)
-    unique: list[ToolCall] = []
-    for index, call in enumerate(calls):
-        identifier = call.id or f"call-{step}-{index}"
-        while identifier in seen:
-            identifier = f"{identifier}-{step}-{index}"
-        seen.add(identifier)
-        unique.append(call if identifier == call.id else replace(call, id=identifier))
-    return tuple(unique)
-
-
-def _effect(tools: ToolPort, name: str) -> ToolEffect:
-    spec = tools.spec(name)
-    return ToolEffect.UNSAFE if spec is None else spec.effect
+            assert_never(ended.outcome)

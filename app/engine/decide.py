@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
+from app.engine.actions import Action, Await, CallModel, Compact, ExecuteTools, Finish
 from app.engine.agent import OnLimit, ResolvedAgent
 from app.engine.errors import RunError
 from app.engine.limits import Breach, breach_before_model_call, breach_before_tool_calls
@@ -19,7 +19,9 @@ def decide(state: RunState, agent: ResolvedAgent) -> Action:
             breach = model_call_breach(state, agent)
             if breach is not None:
                 return Finish(_breached(state, agent, breach))
-            return Await(state.step, ()) if state.holds() else CallModel(state.step)
+            if state.holds():
+                return Await(state.step, ())
+            return Compact(state.step) if state.compacts else CallModel(state.step)
         case Phase.EXECUTE_TOOLS:
             breach = batch_breach(state, agent)
             if breach is not None:

@@ -38,6 +38,7 @@ class EventType(StrEnum):
     INTERACTION_RESOLVED = "interaction_resolved"
     SUBAGENT_STARTED = "subagent_started"
     SUBAGENT_COMPLETED = "subagent_completed"
+    THREAD_COMPACTED = "thread_compacted"
     RUN_WAITING = "run_waiting"
     RUN_PAUSED = "run_paused"
     RUN_RESUMED = "run_resumed"
@@ -78,6 +79,7 @@ class WarningCode(StrEnum):
     STEP_STALLED = "step_stalled"
     FALLBACK_USED = "fallback_used"
     CONTEXT_OVERFLOW = "context_overflow"
+    COMPACTION_FAILED = "compaction_failed"
     STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from app.engine.agent import AgentVersion
+from app.engine.compaction import NewCompaction
 from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, RunIdentity, StoredEvent
 from app.engine.interactions import NewInteraction
@@ -77,6 +78,8 @@ class Loaded:
         checkpoint: None if the run never started.
         checkpoint_seq: the last event committed with the checkpoint; drafts after it are void.
         calls: the tool calls recorded for the checkpoint's step.
+        messages: the thread as runs see it: what was compacted, by its summary.
+        used_ids: the ids of the run's tool calls, those among them that the messages do not show any more.
         resume_reason: why this attempt exists, None for a first one.
         elapsed_s: active seconds so far; `wall_from_s` of them are not counted against `max_wall_time_s`.
         stimuli: what others have stored for the open step.
@@ -89,6 +92,7 @@ class Loaded:
     checkpoint_seq: int
     calls: tuple[OpenCall, ...]
     messages: tuple[ThreadMessage, ...]
+    used_ids: frozenset[str]
     resume_reason: ResumeReason | None
     elapsed_s: float
     wall_from_s: float
@@ -125,6 +129,7 @@ class Write:
         children: child runs that begin with this write.
         stops: child runs that end with it.
         parent_run_id: of a child's terminal write: the run that it wakes.
+        compaction: a summary that stands in the run's thread from now on.
     """
 
     identity: RunIdentity
@@ -151,6 +156,7 @@ class Write:
     children: tuple[NewRun, ...] = ()
     stops: StopChildren | None = None
     parent_run_id: str | None = None
+    compaction: NewCompaction | None = None
 
 
 @dataclass(frozen=True, slots=True)

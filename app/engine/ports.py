@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from app.engine.agent import AgentVersion
+from app.engine.compaction import NewCompaction
 from app.engine.errors import RunError
 from app.engine.events import StoredEvent
 from app.engine.interactions import Answer, InteractionRecord
@@ -13,7 +14,7 @@ from app.engine.limits import Limits
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
 from app.engine.ownership import Claim, Committed, Created, DeltaOutcome, DeltaWrite, Fence, Loaded, Woken, Write
-from app.engine.records import Expired, NewRun, Resolved, RunRecord, Stimulated, Stopped
+from app.engine.records import Expired, NewRun, Resolved, RunRecord, Stimulated, Stopped, ThreadView
 from app.engine.status import RunStatus
 
 
@@ -133,6 +134,27 @@ class RunStore(Protocol):
 
     async def read_events(self, run_id: str, after: int, limit: int) -> list[StoredEvent]:
         """Events with a seq greater than `after`, ascending."""
+        ...
+
+
+class ThreadStore(Protocol):
+    """Where threads are compacted from outside of any run. Raises (all methods): `StoreUnavailable`."""
+
+    async def thread(self, tenant_id: str, thread_id: str) -> ThreadView | None:
+        """A thread as runs see it; None if there is none of that id."""
+        ...
+
+    async def compact(self, thread_key: str, compaction: NewCompaction | None, *, purge_upto: int | None) -> None:
+        """Let a summary stand for the thread's older messages, and delete messages that a summary stands for.
+
+        Args:
+            compaction: None for none.
+            purge_upto: the last message to delete; None deletes none.
+
+        Raises:
+            ThreadBusy: a run has the thread.
+            CompactedMeanwhile: the thread was compacted by others meanwhile; nothing was changed.
+        """
         ...
 
 

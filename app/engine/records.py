@@ -13,7 +13,7 @@ from app.engine.agent import AgentOverrides, AgentVersion
 from app.engine.errors import RunError
 from app.engine.events import Event, RunIdentity, StoredEvent
 from app.engine.interactions import InteractionRecord
-from app.engine.messages import Message
+from app.engine.messages import Message, ThreadMessage
 from app.engine.state import Checkpoint
 from app.engine.status import RunStatus
 from app.engine.usage import Usage
@@ -263,3 +263,19 @@ class RunRecord:
     def identity(self) -> RunIdentity:
         path = self.agent_path or self.agent_name
         return RunIdentity(self.run_id, self.thread_id, self.agent_name, self.agent_depth, path)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadView:
+    """A thread as runs see it.
+
+    Args:
+        active_run_id: the run that has the thread, if one does.
+        messages: with the summary in place of what it stands for.
+        model: that the thread's latest run asked for; None if it had no run.
+    """
+
+    thread_key: str
+    active_run_id: str | None
+    messages: tuple[ThreadMessage, ...]
+    model: str | None

@@ -8,6 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from app.engine.compaction import Compacting
 from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
 from app.engine.interactions import InteractionKind
@@ -143,6 +144,7 @@ class RunState:
         gate: what policy said of a model call; None where it said nothing yet.
         child_llm_calls: model calls of child runs: part of `usage`, and not counted against this run's own limit.
         repair: the last answer, where it did not fit the response schema; None once one did.
+        compacting: the last compaction of the run, under way or done.
     """
 
     step: int = 1
@@ -160,6 +162,17 @@ class RunState:
     gate: Gate | None = None
     child_llm_calls: int = 0
     repair: Repair | None = None
+    compacting: Compacting | None = None
+
+    @property
+    def compacts(self) -> bool:
+        """Whether the thread is to be compacted before the next model call."""
+        return self.compacting is not None and self.compacting.step == self.step and not self.compacting.done
+
+    @property
+    def compacted(self) -> bool:
+        """Whether it was, before the model call of this very step; there is no second time."""
+        return self.compacting is not None and self.compacting.step == self.step and self.compacting.done
 
     def open_calls(self) -> tuple[OpenCall, ...]:
         """The calls that have no result yet."""
@@ -184,6 +197,7 @@ class RunState:
             "child_llm_calls": self.child_llm_calls,
             "gate": None if self.gate is None else _gate_as_dict(self.gate),
             "repair": None if self.repair is None else self.repair.as_dict(),
+            "compacting": None if self.compacting is None else self.compacting.as_dict(),
         }
 
 
@@ -224,6 +238,7 @@ def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str)
     if phase is Phase.AWAIT:
         phase = Phase.EXECUTE_TOOLS if kept["pending_tool_calls"] else Phase.CALL_MODEL
     tolerated, gate, repair = kept["tolerated"], kept.get("gate"), kept.get("repair")
+    compacting = kept.get("compacting")
     open_calls = calls if phase is Phase.EXECUTE_TOOLS else ()
     return RunState(
         step=checkpoint.step,
@@ -239,6 +254,7 @@ def restore(checkpoint: Checkpoint, calls: tuple[OpenCall, ...], best_text: str)
         gate=None if gate is None else Gate(gate["step"], gate["hold"] and Hold.from_dict(gate["hold"])),
         child_llm_calls=kept.get("child_llm_calls", 0),
         repair=None if repair is None else Repair.from_dict(repair),
+        compacting=None if compacting is None else Compacting.from_dict(compacting),
     )
 
 

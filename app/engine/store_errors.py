@@ -16,6 +16,7 @@ class StoreError(Exception):
     ├── LimitReached         a resume that would breach a limit at once
     ├── ThreadBusy           the thread has a holder
     ├── ThreadExists         the thread is there, and has to be new
+    ├── CompactedMeanwhile   the thread has a newer summary than the one to be kept
     ├── AgentChanged         the agent has a newer version than the caller resolved
     ├── InteractionNotFound
     ├── InteractionDecided   the question has another answer, or none can be given any more
@@ -67,6 +68,10 @@ class ThreadBusy(StoreError):
 class ThreadExists(StoreError):
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"there is a thread {thread_id!r} already")
+
+
+class CompactedMeanwhile(StoreError):
+    """The thread has a newer summary than the one to be kept."""
 
 
 class AgentChanged(StoreError):

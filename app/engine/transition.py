@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from app.engine.compaction import NewCompaction
 from app.engine.events import Event
 from app.engine.interactions import NewInteraction
 from app.engine.messages import Message
@@ -25,6 +26,7 @@ class Transition:
     Args:
         stops: child runs that are no longer needed and are cancelled with the commit.
         closes: questions that nobody needs to answer any more.
+        compaction: a summary that stands in the thread from now on.
     """
 
     state: RunState
@@ -34,6 +36,7 @@ class Transition:
     interactions: tuple[NewInteraction, ...] = ()
     stops: tuple[str, ...] = ()
     closes: tuple[str, ...] = field(default=())
+    compaction: NewCompaction | None = None
 
     def then(self, later: Transition) -> Transition:
         """This transition and one that starts from its state, as one."""
@@ -45,4 +48,5 @@ class Transition:
             interactions=(*self.interactions, *later.interactions),
             stops=(*self.stops, *later.stops),
             closes=(*self.closes, *later.closes),
+            compaction=later.compaction or self.compaction,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.engine.messages import ToolCall
+from app.engine.messages import Message, ToolCall
 from app.engine.model import ModelRequest
 from app.engine.usage import Usage
 
@@ -13,6 +13,12 @@ _PER_MESSAGE = 4  # role and separators
 def tokens_of(chars: int) -> int:
     """The tokens that so many characters come to, rounded up."""
     return -(-chars // CHARS_PER_TOKEN)
+
+
+def message_tokens(message: Message) -> int:
+    """What one message of a request probably comes to."""
+    chars = len(message.text()) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
+    return tokens_of(chars) + _PER_MESSAGE
 
 
 def estimate_usage(request: ModelRequest, text: str, tool_calls: tuple[ToolCall, ...] = ()) -> Usage:

@@ -39,6 +39,7 @@ class Engine:
     """
     Args:
         ask: answers the runs' questions; None if nobody in this process does.
+        models: answers all model calls.
         shared_client: the client belongs to somebody else, who closes it.
     """
 
@@ -60,7 +61,7 @@ class Engine:
         self.tools = tools
         self._store = store
         self._ask = ask
-        self._models = models
+        self.models = models
         self._shared_client = shared_client
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic)
         ports = DriverPorts(store, models, tools, self.bus, self._deltas, time.monotonic, policy)
@@ -84,7 +85,7 @@ class Engine:
         await self._deltas.stop()
         await self.tools.aclose()
         if not self._shared_client:
-            await self._models.aclose()
+            await self.models.aclose()
 
     async def _expire(self) -> None:
         while True:

@@ -11,25 +11,27 @@ from uuid_utils.compat import uuid7
 
 from app.db.memory import MemoryStore
 from app.engine.agent import AgentOverrides, AgentVersion, InteractionMode, resolve
+from app.engine.compaction import KEEP_LAST
 from app.engine.first_write import first_write
 from app.engine.limits import Limits, RunLimits
 from app.engine.messages import Message, Role
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
-from app.engine.ports import RunStore
+from app.engine.ports import RunStore, ThreadStore
 from app.engine.records import NewRun
 from app.engine.result import AgentResult
 from app.engine.store_errors import RunConflict
-from app.llm.factory import ModelConfig, build_model_client
+from app.llm.factory import ModelConfig, build_model_client, check_model_name
 from app.runner.agent import Agent
 from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
 from app.runner.handle import RunHandle, RunStream
+from app.services.compaction import CompactionService, CompactThread, ThreadCompacted
 from app.settings import Settings
 from app.tools.operator_tools import operator_registry
 
 
-class AgentStore(RunStore, Protocol):
+class AgentStore(RunStore, ThreadStore, Protocol):
     """A store that also keeps agents, for those that others delegate to."""
 
     def put_agent_version(self, version: AgentVersion, tenant_id: str = "") -> None:
@@ -167,6 +169,27 @@ class Runner:
             await handle.close()
             raise
         return await handle.await_result()
+
+    async def compact_thread(
+        self, *, thread_id: str, keep_last: int = KEEP_LAST, model: str | None = None, purge: bool = False
+    ) -> ThreadCompacted:
+        """Let a model summarise a thread's messages before the last ones; later runs see the summary instead.
+
+        Args:
+            keep_last: how many of the last messages stay as they are.
+            model: who writes it; None for the model of the thread's latest run.
+            purge: whether the messages that the summary stands for are deleted.
+
+        Raises:
+            NotFound, ThreadBusy, Conflict, Invalid, ModelUnavailable: see `CompactionService.compact`.
+        """
+        engine = self._enter()
+        try:
+            config = self._model_config()
+            service = CompactionService(self._store, engine.models, lambda name: check_model_name(name, config))
+            return await service.compact(CompactThread(thread_id, keep_last, model, purge))
+        finally:
+            await self.leave()
 
     async def aclose(self) -> None:
         """Stop what runs and close the connections to models. The runner may be used again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from app.services.agents import AgentService
+from app.services.compaction import CompactionService
 from app.services.event_stream import EventStreams
 from app.services.family_stream import FamilyStreams
 from app.services.forks import ForkService
@@ -26,6 +27,7 @@ class Services:
     streams: EventStreams
     family_streams: FamilyStreams
     threads: ThreadService
+    compaction: CompactionService
     agents: AgentService
     tools: ToolCatalogue
     health: Health

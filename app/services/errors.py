@@ -6,6 +6,7 @@ ServiceError
 ├── Invalid           the request names something that cannot be; `loc` says where
 │   └── UnknownTool
 ├── Conflict          what exists forbids it; `current_status` where it is a run's status
+├── ModelUnavailable  a model that the request itself needs did not do its part; try again in `retry_after_s`
 ├── TooManyRuns       the queue is full; try again in `retry_after_s`
 └── EventsTrimmed     the cursor is behind what retention kept; `first_seq` is the first event left
 
@@ -54,6 +55,12 @@ class Conflict(ServiceError):
 
 class TooManyRuns(ServiceError):
     def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnavailable(ServiceError):
+    def __init__(self, message: str, retry_after_s: int = 5) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 

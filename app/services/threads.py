@@ -39,13 +39,17 @@ class ThreadRecord:
 
 @dataclass(frozen=True, slots=True)
 class MessageRecord:
-    """A message of a thread. `run_id` is None for messages appended by hand."""
+    """A message of a thread. `run_id` is None for messages appended by hand.
+
+    `compacted`: runs see a summary in its place.
+    """
 
     seq: int
     message_id: str
     run_id: str | None
     message: Message
     created_at: datetime
+    compacted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,16 +157,22 @@ class ThreadService:
             raise Conflict(str(error), error.current_status) from None
 
     async def list_messages(
-        self, thread_id: str, after: int, limit: int, *, tenant_id: str = ""
+        self, thread_id: str, after: int, limit: int, *, include_compacted: bool = False, tenant_id: str = ""
     ) -> Page[MessageRecord, int]:
-        """A thread's messages with a seq greater than `after`, ascending. Raises: NotFound."""
+        """A thread's messages with a seq greater than `after`, ascending. Raises: NotFound.
+
+        Args:
+            include_compacted: also those that a summary stands for.
+        """
         async with self._database.session() as session:
             thread = await threads.get(session, tenant_id, thread_id)
             if thread is None:
                 raise _no_thread(thread_id)
-            found = await threads.messages(session, thread.thread_key, after=after, limit=limit + 1)
+            upto = await threads.compacted_upto(session, thread.thread_key)
+            first = after if include_compacted else max(after, upto)
+            found = await threads.messages(session, thread.thread_key, after=first, limit=limit + 1)
         page = page_of(found, limit, lambda message: message.seq)
-        return Page([message_record(message) for message in page.items], page.next_cursor)
+        return Page([message_record(message, upto) for message in page.items], page.next_cursor)
 
     @again_if_undone
     async def append_message(
@@ -182,7 +192,7 @@ class ThreadService:
             if made is not None:
                 earlier = await threads.message(session, UUID(made["thread_key"]), made["seq"])
                 if earlier is None:
-                    raise NotFound(f"the message that this key made was deleted with its thread {thread_id!r}")
+                    raise NotFound(f"the message that this key made in thread {thread_id!r} was deleted")
                 return MessageAppended(message_record(earlier), replayed=True)
             appended = await threads.append(session, uuid7(), tenant_id, thread_id, message.role.value, message.body())
             place = {"thread_key": str(appended.thread_key), "seq": appended.seq}
@@ -220,11 +230,13 @@ class ThreadService:
         Raises:
             NotFound: there is no thread `source_id`.
             Conflict: there is a thread `thread_id` already.
+            Invalid: messages that the copy would have were purged, and the summary in their place tells of later ones.
         """
         async with self._database.session() as session:
             made = await _made_before(session, tenant_id, idempotency_key)
             if made is not None:
                 return ThreadMade(await _thread(session, tenant_id, made["thread_id"]), replayed=True)
+            await _refuse_purged(session, tenant_id, source_id, upto_seq)
             key = uuid7()
             thread_id = thread_id or str(key)
             if not await threads.copy(session, tenant_id, source_id, key, thread_id, upto_seq):
@@ -235,13 +247,23 @@ class ThreadService:
             return ThreadMade(await _thread(session, tenant_id, thread_id))
 
 
-def message_record(row: models.Message) -> MessageRecord:
+async def _refuse_purged(session: AsyncSession, tenant_id: str, thread_id: str, upto_seq: int | None) -> None:
+    thread = None if upto_seq is None else await threads.get(session, tenant_id, thread_id)
+    if thread is None or upto_seq is None:
+        return
+    purged = await threads.compacted_upto(session, thread.thread_key, purged=True)
+    if upto_seq < purged:
+        raise Invalid(f"the messages up to {purged} were purged: copy at least those", ("body", "up_to_seq"))
+
+
+def message_record(row: models.Message, compacted_upto: int = 0) -> MessageRecord:
     return MessageRecord(
         seq=row.seq,
         message_id=f"msg_{row.thread_key.hex}_{row.seq}",
         run_id=None if row.run_id is None else str(row.run_id),
         message=Message.from_body(row.role, row.body),
         created_at=row.created_at,
+        compacted=row.seq <= compacted_upto,
     )
 
 

@@ -7,7 +7,7 @@ fence says that the run is no longer its own, or when it is cancelled because th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -15,28 +15,32 @@ from typing import Any, assert_never
 
 from uuid_utils.compat import uuid7
 
-from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
+from app.engine.actions import Action, Await, CallModel, Compact, ExecuteTools, Finish
 from app.engine.agent import ResolvedAgent
-from app.engine.apply import ActionOutcome, AttemptBegan, CallsMoved, apply, begun
+from app.engine.apply import apply, begun
+from app.engine.compact_step import wanted
+from app.engine.compaction import CompactionReason
 from app.engine.decide import decide
 from app.engine.delegation import delegate_specs
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType, RunIdentity, WarningCode
 from app.engine.limits import LimitCode
-from app.engine.messages import Message
+from app.engine.messages import Message, ThreadMessage
 from app.engine.model import ModelClient, ModelRequest
-from app.engine.model_request import build_request
 from app.engine.moves import CallMove, moves_of
+from app.engine.outcomes import ActionOutcome, AttemptBegan, CallsMoved, ModelResponded
 from app.engine.ownership import Committed, Fence, Woken, Write
 from app.engine.policy import PolicyEngine
 from app.engine.ports import EventBus, RunStore
 from app.engine.scope import Scope
 from app.engine.state import OpenCall, RunState, finished
 from app.engine.status import RunStatus
-from app.engine.tools import ToolInvocation, ToolPort, ToolSpec
+from app.engine.tools import ToolInvocation, ToolPort
 from app.engine.transition import Transition
 from app.event_bus.announce import announce_stimulated, announce_stopped
 from app.tools.answer_schema import answers_of
+from app.worker.compaction import compact
+from app.worker.conversation import Conversation
 from app.worker.deltas import DeltaGatherer, DeltaLog
 from app.worker.invocation import invocation_of
 from app.worker.model_call import ModelCaller
@@ -79,8 +83,8 @@ class RunDriver:
         self.run: RunIdentity = start.run.identity
         self._agent: ResolvedAgent = start.agent
         self._state = start.state
-        self._messages: list[Message] = [entry.message for entry in start.messages]
-        self._used_ids = {
+        self._conversation = Conversation(start.agent, start.run, start.messages)
+        self._used_ids = start.used_ids | {
             call.id for entry in start.messages if entry.run_id == self.run.run_id for call in entry.message.tool_calls
         }
         self._message_seq = start.message_seq
@@ -104,7 +108,6 @@ class RunDriver:
         self._scope = Scope(start.agent, self.run, context, tools, start.now, _new_id, ports.policy, answers=answers)
         self._now_at = self._began_at
         self._batch = ToolBatch(tools, self._invocation)
-        self._tools: tuple[ToolSpec, ...] = ()
         self._allowed_tools: frozenset[str] = frozenset()
 
     async def drive(self) -> RunStatus:
@@ -173,8 +176,9 @@ class RunDriver:
             team = await self._ports.store.team(self._start.run.tenant_id, subagents)
             self._scope = replace(self._scope, team=team)
         await self._scope.tools.settled(self._agent.tools)
-        self._tools = (*self._scope.tools.granted(self._agent.tools), *delegate_specs(self._scope))
-        self._allowed_tools = frozenset((*self._agent.tools, *(spec.name for spec in self._tools)))
+        tools = (*self._scope.tools.granted(self._agent.tools), *delegate_specs(self._scope))
+        self._allowed_tools = frozenset((*self._agent.tools, *(spec.name for spec in tools)))
+        self._conversation.tools = tools
 
     async def _drive(self) -> RunStatus:
         if self._start.opened:
@@ -192,10 +196,10 @@ class RunDriver:
                     return outcome.status
                 case Await():
                     return RunStatus.WAITING
-                case CallModel() if self._stopping:
+                case CallModel() | Compact() if self._stopping:
                     await self.release()
                     return RunStatus.QUEUED
-                case CallModel() | ExecuteTools():
+                case CallModel() | Compact() | ExecuteTools():
                     outcome = await self._within_wall_time(action)
                     action = await (self._end_in_time() if outcome is None else self._take_in(outcome))
                 case _:
@@ -226,7 +230,7 @@ class RunDriver:
         ended = finished(self._state, RunStatus.INTERRUPTED, self._caller.text, error)
         return await self._carry_out(lambda _: Transition(ended))
 
-    async def _within_wall_time(self, action: CallModel | ExecuteTools) -> ActionOutcome | None:
+    async def _within_wall_time(self, action: CallModel | Compact | ExecuteTools) -> ActionOutcome | None:
         """Perform an action; None if the run's time was up before it ended. Commits are never cut off, only actions."""
         limit = asyncio.timeout(self._time_left())
         try:
@@ -238,10 +242,17 @@ class RunDriver:
             self._batch.cancel()
             return None
 
-    async def _perform(self, action: CallModel | ExecuteTools) -> ActionOutcome:
+    async def _perform(self, action: CallModel | Compact | ExecuteTools) -> ActionOutcome:
         match action:
             case CallModel(step):
-                return await self._caller.call(self._request or self._build_request(self._messages, self._state), step)
+                request = self._request or self._conversation.request(self._state)
+                outcome = await self._caller.call(request, step)
+                if isinstance(outcome, ModelResponded):
+                    self._conversation.count(request, outcome.response)
+                return outcome
+            case Compact():
+                talk = self._conversation
+                return await compact(self._ports.models, talk.request(self._state), talk.cut(self._state))
             case ExecuteTools():
                 return await self._next_moves()
             case _:
@@ -276,6 +287,10 @@ class RunDriver:
             transition = transition_with(newer)
             action = decide(transition.state, self._agent)
             count = self._prepare_request(transition, action)
+            if self._is_too_long(transition.state, action):
+                compacts = wanted(transition.state, CompactionReason.TOKEN_LIMIT, opened=False)
+                transition = replace(transition, state=compacts)
+                action = decide(compacts, self._agent)
             fence, deltas = await self._take_over()
             write = step_write(self._position(), transition, action, self._scope, count, deltas)
             committed = await self._commit(fence, write)
@@ -283,6 +298,8 @@ class RunDriver:
                 break
             self._deltas.put_back(deltas)
             newer = await self._stored_moves()
+        if transition.compaction is not None:
+            self._conversation.compact(transition.compaction)
         self._joined = True
         self._state = begun(transition.state, action)
         self._batch.keep_only({call.index for call in self._state.open_calls()})
@@ -297,8 +314,14 @@ class RunDriver:
         if not isinstance(action, CallModel):
             return 0
         joining = () if self._joined else self._start.run.input
-        self._request = self._build_request((*self._messages, *joining, *transition.messages), transition.state)
+        new = (*joining, *transition.messages)
+        self._request = self._conversation.request(transition.state, new, transition.compaction)
         return len(self._request.messages)
+
+    def _is_too_long(self, state: RunState, action: Action) -> bool:
+        """Whether the request that was prepared should be made shorter first."""
+        asks = isinstance(action, CallModel) and self._request is not None and not state.compacted
+        return asks and self._request is not None and self._conversation.is_too_long(self._request)
 
     async def _restart_step(self, reason: str) -> None:
         """Void the deltas of a broken stream, for readers and for partial text alike."""
@@ -348,10 +371,11 @@ class RunDriver:
         if committed.first_message_seq is None or committed.message_seq is None:
             return
         if committed.first_message_seq == self._message_seq + 1:
-            self._messages += added
+            first, run_id = committed.first_message_seq, self.run.run_id
+            self._conversation.add([ThreadMessage(first + i, message, run_id) for i, message in enumerate(added)])
         else:  # others have written to the thread in between; the next model call sees it
             newer = await self._ports.store.messages_after(self._start.claim.thread_key, self._message_seq)
-            self._messages += [entry.message for entry in newer]
+            self._conversation.add(newer)
             self._request = None
         self._message_seq = committed.message_seq
 
@@ -369,12 +393,6 @@ class RunDriver:
         """The run's surroundings now; the store's time is reckoned from its last answer."""
         passed = timedelta(seconds=self._ports.clock() - self._now_at)
         return replace(self._scope, now=self._scope.now + passed, used_ids=self._used_ids)
-
-    def _build_request(self, messages: Sequence[Message], state: RunState) -> ModelRequest:
-        run = self._start.run
-        return build_request(
-            self._agent, run.context, messages, self._tools, repair=state.repair, tenant_id=run.tenant_id
-        )
 
     def _invocation(self, call: OpenCall) -> ToolInvocation:
         step, call_id = self._state.step, call.call.id

@@ -257,6 +257,7 @@ class LocalExecutor:
             agent=agent,
             state=state_of(loaded),
             messages=loaded.messages,
+            used_ids=loaded.used_ids,
             message_seq=loaded.messages[-1].seq if loaded.messages else 0,
             opened=False,
             joined=started,

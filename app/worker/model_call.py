@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import assert_never
 
-from app.engine.apply import ModelFailed, ModelResponded
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.events import Event, EventType
 from app.engine.model import (
@@ -20,6 +19,7 @@ from app.engine.model import (
     TextDelta,
     ToolCallDelta,
 )
+from app.engine.outcomes import ModelFailed, ModelResponded
 from app.worker.deltas import DeltaGatherer, DeltaLog
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
+from app.engine.actions import Action, Await, CallModel, Compact, ExecuteTools, Finish
 from app.engine.apply import begun, last_step, opening
 from app.engine.delegation import child_runs
 from app.engine.errors import RunError
@@ -85,6 +85,7 @@ def step_write(
         children=() if outcome is not None else child_runs(state, scope, position.run),
         stops=_stops(position.state, transition, outcome),
         parent_run_id=None if outcome is None else position.run.parent_run_id,
+        compaction=transition.compaction,
     )
 
 
@@ -104,8 +105,12 @@ def note_write(position: Position, scope: Scope, events: tuple[Event, ...]) -> W
 
 
 def _gets_further(before: RunState, after: RunState) -> bool:
-    """Whether a step, the model's response or a call's result came to it: what no later attempt does again."""
-    return (after.step, after.phase, _results(after)) != (before.step, before.phase, _results(before))
+    """Whether a step, the model's response, a call's result or a summary came to it: what is never done again."""
+    return _place(after) != _place(before)
+
+
+def _place(state: RunState) -> tuple[object, ...]:
+    return state.step, state.phase, _results(state), state.compacted
 
 
 def _results(state: RunState) -> int:
@@ -124,7 +129,7 @@ def _on_pause(action: Action, events: tuple[Event, ...]) -> tuple[Event, ...] | 
     Delegations that begin with a wait begin in any case; the run is paused instead of waiting for them.
     """
     match action:
-        case CallModel(step):
+        case CallModel(step) | Compact(step):
             begins = ()
         case Await(step):
             begins = events[:-1]

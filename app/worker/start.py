@@ -20,7 +20,8 @@ class Start:
 
     Args:
         opened: whether the attempt's first write is committed.
-        messages: the thread as it is, the run's input included if `joined`.
+        messages: the thread as runs see it, the run's input included if `joined`.
+        used_ids: tool call ids of the run that the messages may not show any more.
         message_seq: the last message of the thread that is among them.
         now: the store's time.
         stimuli: what others have stored for the run's open step.
@@ -41,3 +42,4 @@ class Start:
     elapsed_s: float = 0.0
     wall_from_s: float = 0.0
     first_events: tuple[Event, ...] = ()
+    used_ids: frozenset[str] = frozenset()

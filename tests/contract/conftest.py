@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.db.database import Database
-from app.engine.ports import RunStore
+from app.engine.ports import RunStore, ThreadStore
 from tests.conftest import fresh_database, server_with_template
 from tests.contract.stores import Subject, memory_subject, postgres_subject
 
@@ -48,3 +48,8 @@ def subject(request: pytest.FixtureRequest) -> Subject:
 @pytest.fixture
 def store(subject: Subject) -> RunStore:
     return subject.store
+
+
+@pytest.fixture
+def threads(subject: Subject) -> ThreadStore:
+    return subject.threads

@@ -17,6 +17,7 @@ from app.db.deletion import delete_run
 from app.db.heartbeats import Process
 from app.db.memory import MemoryStore
 from app.db.run_store import PostgresRunStore
+from app.db.thread_store import PostgresThreads
 from app.engine.agent import AgentDefinition, AgentVersion
 from app.engine.apply import closing_event
 from app.engine.effects import ToolEffect
@@ -26,7 +27,7 @@ from app.engine.limits import Limits
 from app.engine.messages import Message, Role, ToolCall
 from app.engine.moves import Stimuli
 from app.engine.ownership import Claim, Committed, DeltaOutcome, DeltaWrite, Fence, Woken, Write
-from app.engine.ports import RunStore
+from app.engine.ports import RunStore, ThreadStore
 from app.engine.records import NewRun, Opening
 from app.engine.state import Checkpoint, OpenCall, Phase, RunState, checkpoint_of
 from app.engine.status import RunStatus
@@ -61,6 +62,7 @@ class Subject:
     """
 
     store: RunStore
+    threads: ThreadStore
     promote_due: Callable[[], Awaitable[list[str]]]
     delete_run: Callable[[str], Awaitable[None]]
     crash: Callable[[], Awaitable[list[str]]]
@@ -92,7 +94,7 @@ def memory_subject() -> Subject:
     async def crash() -> list[str]:
         return [stopped.run.run_id for stopped in store.requeue_orphans(OWNER)]
 
-    return Subject(store, due, delete, crash)
+    return Subject(store, store, due, delete, crash)
 
 
 async def postgres_subject(database: Database) -> Subject:
@@ -131,7 +133,7 @@ async def postgres_subject(database: Database) -> Subject:
                 await recovery.poison(connection, run_id)
         return given_up
 
-    return Subject(PostgresRunStore(database), due, delete, crash)
+    return Subject(PostgresRunStore(database), PostgresThreads(database), due, delete, crash)
 
 
 # --- runs ---------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from app.api.dependencies import REPLAYED, idempotency_of, services_of
 from app.api.errors import ProblemCode
 from app.api.openapi import of_bodies, problems
 from app.api.route import ApiRoute
+from app.api.schemas.compaction import Compaction, ThreadCompact, compaction_object
 from app.api.schemas.queries import (
     IdempotencyKeyHeader,
     MessageListQuery,
@@ -41,6 +42,7 @@ router = APIRouter(route_class=ApiRoute, tags=["threads"])
 _ANY_THREAD = ThreadCreate()
 _NO_CHANGE = ThreadUpdate()
 _ALL = ThreadCopy()
+_OLDER = ThreadCompact()
 
 
 @router.post(
@@ -120,7 +122,9 @@ async def list_messages(
     request: Request, thread_id: ThreadIdPath, query: Annotated[MessageListQuery, Query()]
 ) -> Response:
     """An agent's own system message is never among them."""
-    page = await services_of(request).threads.list_messages(thread_id, query.after, query.limit)
+    page = await services_of(request).threads.list_messages(
+        thread_id, query.after, query.limit, include_compacted=query.include_compacted
+    )
     return page_answer([message_object(message) for message in page.items], page.next_cursor)
 
 
@@ -139,6 +143,19 @@ async def append_message(
     key = idempotency_of(idempotency_key, f"append_message {thread_id}", body)
     appended = await services_of(request).threads.append_message(thread_id, body.message(), idempotency_key=key)
     return json_answer(message_object(appended.message), 201, REPLAYED if appended.replayed else None)
+
+
+@router.post(
+    "/threads/{thread_id}/compact",
+    operation_id="compact_thread",
+    summary="Let a model summarise a thread's older messages",
+    response_model=Compaction,
+    responses=of_bodies(ProblemCode.NOT_FOUND, ProblemCode.THREAD_BUSY, ProblemCode.CONFLICT),
+)
+async def compact_thread(request: Request, thread_id: ThreadIdPath, body: ThreadCompact = _OLDER) -> Response:
+    """Later runs see the summary instead; the messages stay readable (`include_compacted`) until they are purged."""
+    done = await services_of(request).compaction.compact(body.command(thread_id))
+    return json_answer(compaction_object(done))
 
 
 @router.get(

@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 
 from app.api.schemas.fields import EXAMPLE_RUN_ID, EXAMPLE_TIME, JsonObject, Resource, Timestamp, example
 from app.api.schemas.run import Usage, WaitingFor
+from app.engine.compaction import CompactionReason
 from app.engine.deed import PolicySubject
 from app.engine.events import EventType
 from app.engine.interactions import Decision, InteractionKind, InteractionStatus
@@ -57,6 +58,16 @@ _DATA: dict[EventType, dict[str, Any]] = {
         "latency_ms": float,
         "cost_usd": float | None,
         "reused": bool,
+    },
+    EventType.THREAD_COMPACTED: {
+        "reason": CompactionReason,
+        "upto_seq": int,
+        "messages_compacted": int,
+        "tokens_before": int,
+        "tokens_after": int,
+        "model": str,
+        "usage": Usage,
+        "cost_usd": float | None,
     },
     EventType.TOOL_BATCH_STARTED: {"tool_call_count": int, "tool_names": list[str], "tool_call_ids": list[str]},
     EventType.TOOL_STARTED: {"tool_name": str, "tool_call_id": str, "arguments": Any},

@@ -16,7 +16,7 @@ from app.engine.state import HoldKind
 from app.engine.status import RunStatus
 from app.engine.timestamp import timestamp
 
-_USAGE_EXAMPLE: JsonObject = {
+USAGE_EXAMPLE: JsonObject = {
     "llm_calls": 1,
     "input_tokens": 24,
     "output_tokens": 8,
@@ -31,7 +31,7 @@ RESULT_EXAMPLE: JsonObject = {
     "thread_id": "customer-42",
     "tool_executions": [],
     "subagent_executions": [],
-    "usage_aggregate": _USAGE_EXAMPLE,
+    "usage_aggregate": USAGE_EXAMPLE,
     "total_cost_usd": 0.00021,
     "final_structured": None,
     "requested_model": "openai/gpt-4o-mini",

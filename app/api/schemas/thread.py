@@ -145,5 +145,5 @@ def message_object(record: MessageRecord) -> JsonObject:
         "tool_calls": calls,
         "tool_call_id": message.tool_call_id,
         "created_at": timestamp(record.created_at),
-        "compacted": False,
+        "compacted": record.compacted,
     }

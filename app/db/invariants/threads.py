@@ -98,4 +98,15 @@ LEFT_OF_THREADS = Invariant(
     Over.LEFTOVERS,
 )
 
-THREADS = (HOLDER, ONE_HOLDER, LINE, NUMBERS, ORDER, ON_A_THREAD, LEFT_OF_RUNS, LEFT_OF_THREADS)
+SUMMARIES = Invariant(
+    "a summary stands for messages that its thread has, or that were purged for it",
+    "runs of this thread see a summary in place of messages that it does not tell of",
+    """
+    SELECT c.thread_key, c.upto_seq, c.purged, t.next_seq, m.seq AS first_left FROM compactions c
+    LEFT JOIN threads t USING (thread_key)
+    LEFT JOIN LATERAL (SELECT min(seq) AS seq FROM messages m WHERE m.thread_key = c.thread_key) AS m ON c.purged
+    WHERE c.thread_key = ANY ($1) AND (t.next_seq IS NULL OR c.upto_seq >= t.next_seq OR m.seq <= c.upto_seq)""",
+    Over.THREADS,
+)
+
+THREADS = (HOLDER, ONE_HOLDER, LINE, NUMBERS, ORDER, ON_A_THREAD, LEFT_OF_RUNS, LEFT_OF_THREADS, SUMMARIES)

@@ -12,6 +12,7 @@ from typing import Any
 from app.db.memory.calls import CallRow
 from app.db.memory.interactions import InteractionRow, interaction_row
 from app.engine.agent import AgentOverrides
+from app.engine.compaction import NewCompaction, with_summary
 from app.engine.crashes import SUSPECT_CRASHES
 from app.engine.errors import RunError
 from app.engine.events import Event, ResumeReason, StoredEvent, encode
@@ -34,14 +35,37 @@ class ThreadRow:
     next_ordinal: int = 1
     messages: list[ThreadMessage] = field(default_factory=list[ThreadMessage])
     voided: set[int] = field(default_factory=set[int])
+    compactions: list[tuple[NewCompaction, str | None]] = field(
+        default_factory=list[tuple[NewCompaction, str | None]]
+    )  # rising, each with the run that made it
+    purged: int = 0
 
     @property
     def last_seq(self) -> int:
-        return len(self.messages)
+        return self.purged + len(self.messages)
 
     def append(self, messages: Iterable[Message], run_id: str | None) -> None:
         for message in messages:
             self.messages.append(ThreadMessage(self.last_seq + 1, message, run_id))
+
+    def compact(self, compaction: NewCompaction, run_id: str | None) -> bool:
+        """Let a summary stand for what is older; False if one does that stands for as much."""
+        if self.compactions and self.compactions[-1][0].upto_seq >= compaction.upto_seq:
+            return False
+        self.compactions.append((compaction, run_id))
+        return True
+
+    def purge(self, upto_seq: int) -> None:
+        """Delete messages that a summary stands for."""
+        self.messages = [entry for entry in self.messages if entry.seq > upto_seq]
+        self.purged = max(self.purged, upto_seq)
+
+    def conversation(self) -> list[ThreadMessage]:
+        """The thread as runs see it."""
+        if not self.compactions:
+            return self.after(0)
+        compaction = self.compactions[-1][0]
+        return with_summary(self.after(compaction.upto_seq), compaction)
 
     def after(self, seq: int) -> list[ThreadMessage]:
         """The messages that a reader sees behind `seq`."""

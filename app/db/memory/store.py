@@ -11,6 +11,7 @@ from app.db.memory.reading import loaded, record
 from app.db.memory.rows import RunRow, ThreadRow
 from app.db.memory.tables import KeyRow, Tables
 from app.engine.agent import AgentVersion
+from app.engine.compaction import NewCompaction
 from app.engine.crashes import MAX_CRASHES, poisoned
 from app.engine.errors import RunError
 from app.engine.events import ResumeReason, StoredEvent
@@ -19,9 +20,19 @@ from app.engine.limits import Limits, RunLimits
 from app.engine.messages import ThreadMessage
 from app.engine.moves import Stimuli
 from app.engine.ownership import Claim, Committed, Created, DeltaOutcome, DeltaWrite, Fence, Loaded, Woken, Write
-from app.engine.records import Expired, NewRun, OnBusyThread, Opening, Resolved, RunRecord, Stimulated, Stopped
+from app.engine.records import (
+    Expired,
+    NewRun,
+    OnBusyThread,
+    Opening,
+    Resolved,
+    RunRecord,
+    Stimulated,
+    Stopped,
+    ThreadView,
+)
 from app.engine.status import RunStatus
-from app.engine.store_errors import AgentChanged, IdempotencyMismatch, RunConflict, ThreadBusy
+from app.engine.store_errors import AgentChanged, CompactedMeanwhile, IdempotencyMismatch, RunConflict, ThreadBusy
 
 _KEY_LIFETIME = timedelta(hours=24)
 
@@ -40,6 +51,30 @@ class MemoryStore:
 
     def __init__(self, clock: Callable[[], datetime] = _utc_now, limits: RunLimits | None = None) -> None:
         self._tables = Tables(clock, limits or RunLimits())
+
+    async def thread(self, tenant_id: str, thread_id: str) -> ThreadView | None:
+        """See `ThreadStore.thread`."""
+        thread = self._tables.thread_of(tenant_id, thread_id)
+        if thread is None:
+            return None
+        latest = max(
+            (row for row in self._tables.runs.values() if row.thread is thread),
+            key=lambda row: row.ordinal or 0,
+            default=None,
+        )
+        model = None if latest is None else latest.overrides.model or latest.new.agent.definition.model
+        holder = None if thread.holder is None else thread.holder.run_id
+        return ThreadView(thread.thread_key, holder, tuple(thread.conversation()), model)
+
+    async def compact(self, thread_key: str, compaction: NewCompaction | None, *, purge_upto: int | None) -> None:
+        """See `ThreadStore.compact`."""
+        thread = self._tables.threads[thread_key]
+        if thread.holder is not None:
+            raise ThreadBusy(f"run {thread.holder.run_id} has the thread")
+        if compaction is not None and not thread.compact(compaction, None):
+            raise CompactedMeanwhile("the thread was compacted meanwhile")
+        if purge_upto is not None:
+            thread.purge(purge_upto)
 
     def put_agent_version(self, version: AgentVersion, tenant_id: str = "") -> None:
         """Make `version` the current one of its agent. Runs keep the version that they were created with."""

@@ -140,6 +140,7 @@ class Tables:
 
     def void_messages(self, row: RunRow) -> None:
         """Take a run's messages out of its thread; they stay stored."""
+        row.thread.compactions = [made for made in row.thread.compactions if made[1] != row.run_id]
         row.thread.voided.update(message.seq for message in row.thread.messages if message.run_id == row.run_id)
 
     def others_wrote(self, row: RunRow) -> Iterable[str]:

@@ -30,6 +30,8 @@ def commit(tables: Tables, row: RunRow, write: Write) -> Committed:
     row.close(write.closes, now)
     messages = (*write.start, *write.messages)
     row.thread.append(messages, row.run_id)
+    if write.compaction is not None:
+        row.thread.compact(write.compaction, row.run_id)
     message_seq = row.thread.last_seq if messages else None
     events = _append_events(row, write, tail, message_seq or write.message_seq, now)
     for new in write.children:

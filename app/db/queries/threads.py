@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, Text, exists, func, insert, literal, select, text, true, update
+from sqlalchemy import CTE, Insert, Select, Text, exists, func, insert, literal, select, text, true, update
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PgUuid
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db.models import Message, Thread
+from app.db.models import Compaction, Message, Thread
 
 
 async def add(
@@ -116,10 +116,16 @@ async def messages(
     return (await session.scalars(query.order_by(Message.seq).limit(limit))).all()
 
 
+async def compacted_upto(session: AsyncSession, thread_key: UUID, *, purged: bool = False) -> int:
+    """The last message that a summary stands for, or that was purged for one; 0 for none."""
+    query = select(func.max(Compaction.upto_seq)).where(Compaction.thread_key == thread_key)
+    return await session.scalar(query.where(Compaction.purged) if purged else query) or 0
+
+
 async def copy(
     session: AsyncSession, tenant_id: str, source_id: str, key: UUID, thread_id: str, upto: int | None
 ) -> bool:
-    """Copy a thread's row and messages (up to a seq, voided ones left out) under a new key and id.
+    """Copy a thread's row, messages (up to a seq, voided ones left out) and summaries under a new key and id.
 
     One statement, so that both are read from the same snapshot: messages appended meanwhile are all in or all
     out, and the copy's counter is beyond every message that it has.
@@ -153,8 +159,23 @@ async def copy(
     if upto is not None:
         kept = kept.where(Message.seq <= upto)
     pasted = insert(Message).from_select(["thread_key", *(column.key for column in columns)], kept)
-    done = await session.execute(select(exists(select(copied))).add_cte(pasted.cte("pasted")))
+    summaries = _summaries(copied, source, upto)
+    done = await session.execute(select(exists(select(copied))).add_cte(pasted.cte("pasted"), summaries.cte("summed")))
     return done.scalar_one()
+
+
+def _summaries(copied: CTE, source: Select[UUID], upto: int | None) -> Insert:
+    """The copy of those summaries that stand for messages of the copy alone."""
+    columns = [Compaction.upto_seq, Compaction.run_id, Compaction.summary, Compaction.purged, Compaction.created_at]
+    kept = (
+        select(copied.c.thread_key, *columns)
+        .select_from(Compaction)
+        .join(copied, true())
+        .where(Compaction.thread_key == source.scalar_subquery())
+    )
+    if upto is not None:
+        kept = kept.where(Compaction.upto_seq <= upto)
+    return insert(Compaction).from_select(["thread_key", *(column.key for column in columns)], kept)
 
 
 def _named(tenant_id: str, thread_id: str) -> Select[Thread]:

@@ -23,6 +23,8 @@ from app.engine.agent import (
     SubagentFailurePolicy,
     ToolFailurePolicy,
 )
+from app.engine.compact_step import Compacted, NotCompacted
+from app.engine.compaction import NewCompaction
 from app.engine.deed import PolicySubject
 from app.engine.errors import ModelError, ModelErrorCode, RunError
 from app.engine.interactions import Answer, Decision
@@ -131,6 +133,13 @@ class Dice(Random):
 
     def model_error(self) -> ModelError:
         return ModelError(self.choice(list(ModelErrorCode)), self.text())
+
+    def compaction(self) -> Compacted | NotCompacted:
+        if self.chance(30):
+            return NotCompacted(self.text())
+        made = NewCompaction(self.randrange(1, 9), self.text())
+        usage = Usage(self.randint(1, 2), *(self.randrange(500) for _ in range(4)))
+        return Compacted(made, self.randrange(1, 9), 500, 100, "answer", usage, self.cost())
 
     def result(self) -> ToolResult:
         if self.chance(15):

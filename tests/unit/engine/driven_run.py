@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 
 from app.engine.actions import Action, Await, Finish
-from app.engine.apply import ActionOutcome, AttemptBegan, CallsMoved, ModelResponded, apply, begun, opening
+from app.engine.apply import apply, begun, opening
 from app.engine.decide import decide
 from app.engine.events import Event, EventType
 from app.engine.interactions import Answer, InteractionStatus, NewInteraction
 from app.engine.messages import Message, Role, ThreadMessage, ToolCall
 from app.engine.moves import CallMove, InteractionEnd
+from app.engine.outcomes import ActionOutcome, AttemptBegan, CallsMoved, ModelResponded
 from app.engine.resume import best_text
 from app.engine.scope import Scope
 from app.engine.state import Checkpoint, OpenCall, Outcome, Phase, RunState, checkpoint_of, restore

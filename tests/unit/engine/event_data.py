@@ -22,6 +22,16 @@ _KEYS: dict[EventType, set[str]] = {
         "latency_ms",
         "cost_usd",
     },
+    EventType.THREAD_COMPACTED: {
+        "reason",
+        "upto_seq",
+        "messages_compacted",
+        "tokens_before",
+        "tokens_after",
+        "model",
+        "usage",
+        "cost_usd",
+    },
     EventType.TOOL_BATCH_STARTED: {"tool_call_count", "tool_names", "tool_call_ids"},
     EventType.TOOL_STARTED: _CALL | {"arguments"},
     EventType.TOOL_COMPLETED: _CALL
@@ -52,4 +62,10 @@ _KEYS: dict[EventType, set[str]] = {
 def documented_keys(event: Event) -> set[str]:
     if event.type is not EventType.WARNING:
         return _KEYS[event.type]
-    return {"code"} | (_CALL if event.data["code"] is WarningCode.TOOL_OUTCOME_UNKNOWN else {"model", "provider"})
+    match event.data["code"]:
+        case WarningCode.TOOL_OUTCOME_UNKNOWN:
+            return {"code", *_CALL}
+        case WarningCode.CONTEXT_OVERFLOW | WarningCode.COMPACTION_FAILED:
+            return {"code", "problem"}
+        case _:
+            return {"code", "model", "provider"}

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cache
 
-from app.engine.actions import Action, Await, CallModel, ExecuteTools, Finish
+from app.engine.actions import Action, Await, CallModel, Compact, ExecuteTools, Finish
 from app.engine.agent import ResolvedAgent
-from app.engine.apply import AttemptBegan, ModelFailed, ModelResponded
+from app.engine.compact_step import Compacted
 from app.engine.interactions import InteractionStatus
 from app.engine.moves import (
     CallMove,
@@ -21,6 +21,7 @@ from app.engine.moves import (
     Stimuli,
     moves_of,
 )
+from app.engine.outcomes import AttemptBegan, CompactionEnded, ModelFailed, ModelResponded
 from app.engine.state import Hold, HoldKind, OpenCall, RunState
 from app.engine.status import RunStatus
 from app.engine.usage import Usage
@@ -114,6 +115,11 @@ class _World:
                 response = dice.response()
                 trace.charges.append(Charge(response.usage, response.cost_usd, of_model=True))
                 return trace.write(ModelResponded(response, 12.5))
+            case Compact():
+                outcome = dice.compaction()
+                if isinstance(outcome, Compacted):
+                    trace.charges.append(Charge(outcome.usage, outcome.cost_usd, of_model=True))
+                return trace.write(CompactionEnded(outcome))
             case ExecuteTools():
                 here = [call for call in trace.state.open_calls() if call.hold is None]
                 named = [call.index for call in action.calls if call.hold is None]

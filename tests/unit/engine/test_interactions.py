@@ -11,7 +11,6 @@ import pytest
 
 from app.engine.actions import Await, CallModel, Finish
 from app.engine.agent import ApprovalDenialPolicy, Fallback, InputFallback, InteractionMode, PolicySettings
-from app.engine.apply import AttemptBegan
 from app.engine.deed import PolicySubject
 from app.engine.events import EventType
 from app.engine.interactions import (
@@ -28,6 +27,7 @@ from app.engine.interactions import (
 from app.engine.limits import RunLimits
 from app.engine.messages import Message, Role
 from app.engine.moves import Ended, InteractionEnd
+from app.engine.outcomes import AttemptBegan
 from app.engine.policy import PolicyAction, Rule
 from app.engine.state import Gate, Phase, RunState
 from app.engine.status import RunStatus

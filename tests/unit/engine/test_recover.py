@@ -9,12 +9,13 @@ import orjson
 import pytest
 
 from app.engine.agent import ToolFailurePolicy
-from app.engine.apply import CallsMoved, ModelFailed, ModelResponded, apply, begun
+from app.engine.apply import apply, begun
 from app.engine.decide import decide
 from app.engine.errors import ModelError, ModelErrorCode, RunError
 from app.engine.events import Event, EventType, StoredEvent, WarningCode, encode
 from app.engine.messages import ToolCall
 from app.engine.moves import Ended
+from app.engine.outcomes import CallsMoved, ModelFailed, ModelResponded
 from app.engine.recover import partial_text
 from app.engine.state import OpenCall, Phase, RunState, checkpoint_of, finished, restore
 from app.engine.status import RunStatus

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from app.engine.apply import ModelFailed, ModelResponded, apply
+from app.engine.apply import apply
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.events import EventType
+from app.engine.outcomes import ModelFailed, ModelResponded
 from app.engine.state import RunState
 from app.engine.usage import Spend, Usage
 from tests.unit.engine.builders import a_response, a_scope

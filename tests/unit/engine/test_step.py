@@ -18,13 +18,13 @@ from app.engine.agent import (
     PolicySettings,
     ToolFailurePolicy,
 )
-from app.engine.apply import AttemptBegan, ModelFailed
 from app.engine.deed import PolicySubject
 from app.engine.errors import ModelError, ModelErrorCode, RunError
 from app.engine.events import EventType
 from app.engine.limits import RunLimits
 from app.engine.messages import Role, ToolCall
 from app.engine.moves import CallMove, ChildEnd, Deferred, Ended, PostedResult, Prepared
+from app.engine.outcomes import AttemptBegan, ModelFailed
 from app.engine.policy import PolicyAction
 from app.engine.state import HoldKind, Phase
 from app.engine.status import RunStatus

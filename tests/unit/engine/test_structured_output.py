@@ -9,12 +9,13 @@ import pytest
 
 from app.engine.actions import CallModel, Finish
 from app.engine.agent import ResolvedAgent
-from app.engine.apply import ModelResponded, apply
+from app.engine.apply import apply
 from app.engine.decide import decide
 from app.engine.limits import RunLimits
 from app.engine.messages import Message, Role
 from app.engine.model import FinishReason, ModelResponse
 from app.engine.model_request import build_request
+from app.engine.outcomes import ModelResponded
 from app.engine.state import Phase, RunState, checkpoint_of, restore
 from app.engine.status import RunStatus
 from app.engine.structured_output import MAX_REPAIRS, Repair

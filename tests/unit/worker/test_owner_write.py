@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from app.engine.apply import AttemptBegan, CallsMoved, ModelResponded, apply, begun
+from app.engine.apply import apply, begun
 from app.engine.decide import decide
 from app.engine.moves import CallMove, Ended
+from app.engine.outcomes import AttemptBegan, CallsMoved, ModelResponded
 from app.engine.ownership import Write
 from app.engine.records import RunRecord
 from app.engine.state import RunState
