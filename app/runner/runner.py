@@ -185,8 +185,7 @@ class Runner:
         """
         engine = self._enter()
         try:
-            config = self._model_config()
-            service = CompactionService(self._store, engine.models, lambda name: check_model_name(name, config))
+            service = CompactionService(self._store, engine.models, self._check_model)
             return await service.compact(CompactThread(thread_id, keep_last, model, purge))
         finally:
             await self.leave()
@@ -267,6 +266,10 @@ class Runner:
                 versions[name] = AgentVersion(str(uuid7()), each.definition)
                 self._store.put_agent_version(versions[name])
         return versions[agent.definition.name]
+
+    def _check_model(self, model: str) -> str | None:
+        """What is wrong with a model's name; a client of the caller's own may know any."""
+        return None if self._model_client is not None else check_model_name(model, self._model_config())
 
     def _model_config(self) -> ModelConfig:
         settings = Settings.load()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from app import Agent, Runner, RunnerConfig, ToolContext, tool
 from app.db.memory import MemoryStore
 from app.engine.limits import Limits
+from app.engine.messages import Message, Role
+from app.engine.model import ModelEvent, ModelRequest
 from app.engine.status import RunStatus
 from app.engine.store_errors import LimitReached, RunConflict, RunNotFound
 from app.llm.scripted import ScriptedModel
+from app.services.errors import NotFound
 
 
 @tool(effect="read_only")
@@ -121,3 +127,48 @@ async def test_a_resume_that_cannot_be_names_its_reason() -> None:
         await runner.resume(adder(), run_id="no-such-run")
     resumed = await runner.resume(adder(), run_id=result.run_id, limits=Limits(max_steps=2))
     assert resumed.final_text == "5 and 9"
+
+
+class Town(BaseModel):
+    name: str
+    people: int
+
+
+class InTurn:
+    """A model client with an answer for each call, whatever it is asked; `asked` are the requests."""
+
+    def __init__(self, *texts: str) -> None:
+        self._answers = [ScriptedModel([{"text": text}]) for text in texts]
+        self.asked: list[ModelRequest] = []
+
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
+        answer = self._answers[len(self.asked)]
+        self.asked.append(request)
+        return answer.stream(replace(request, messages=(Message(Role.USER, ""),)))
+
+    async def aclose(self) -> None:
+        pass
+
+
+async def test_an_answer_can_be_asked_for_as_a_pydantic_model() -> None:
+    client = InTurn('{"name": "Bern"}', '{"name": "Bern", "people": 134794}')
+    agent = Agent("counter", "scripted/towns", response_schema=Town)
+    result = await Runner(model_client=client).run(agent, user_message="How large is Bern?")
+    assert Town.model_validate(result.final_structured) == Town(name="Bern", people=134794)
+    assert result.usage_aggregate["llm_calls"] == 2
+
+
+async def test_a_thread_is_compacted_and_goes_on_from_its_summary() -> None:
+    client = InTurn("One.", "Two.", "They counted.", "Three.")
+    runner = Runner(model_client=client)
+    agent = Agent("counter", "scripted/counting")
+    for _ in range(2):
+        await runner.run(agent, user_message="Count.", thread_id="numbers")
+    done = await runner.compact_thread(thread_id="numbers", keep_last=1, purge=True)
+    assert (done.summary, done.messages_compacted) == ("They counted.", 3)
+    await runner.run(agent, user_message="Count.", thread_id="numbers")
+    summary, last, _ = client.asked[-1].messages
+    assert "They counted." in summary.text()
+    assert last.text() == "Two."
+    with pytest.raises(NotFound):
+        await runner.compact_thread(thread_id="nowhere")
