@@ -86,6 +86,11 @@ def results(thread_id: str, places: str = "true") -> str:
     return f"thread_key = {key} AND role = 'tool' AND {places}"
 
 
+def summary_of(thread_id: str, upto_seq: str, *, purged: bool = False) -> str:
+    return f"""INSERT INTO compactions (thread_key, upto_seq, summary, purged)
+        SELECT thread_key, {upto_seq}, 'They spoke.', {purged} FROM threads WHERE thread_id = '{thread_id}'"""
+
+
 BREAKS: list[tuple[Invariant, str]] = [
     (status.OVER, set_run("whole", "result = NULL")),
     (status.OVER, set_run("asking", "finished_at = clock_timestamp()")),
@@ -118,6 +123,8 @@ BREAKS: list[tuple[Invariant, str]] = [
     (thread.ONE_HOLDER, "UPDATE threads SET holder_run_id = NULL WHERE thread_id = 'asking'"),
     (thread.LINE, "UPDATE threads SET queued = queued + 1 WHERE thread_id = 'line'"),
     (thread.NUMBERS, "UPDATE threads SET next_seq = next_seq - 1 WHERE thread_id = 'whole'"),
+    (thread.SUMMARIES, summary_of("whole", "next_seq")),
+    (thread.SUMMARIES, summary_of("whole", "next_seq - 1", purged=True)),
     (thread.NUMBERS, "UPDATE threads SET next_ordinal = 1 WHERE thread_id = 'whole'"),
     (thread.ORDER, "UPDATE runs SET ordinal = 1 WHERE thread_id = 'line'"),
     (thread.ON_A_THREAD, set_run("whole", "thread_id = 'elsewhere'")),
