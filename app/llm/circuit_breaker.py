@@ -71,6 +71,7 @@ class CircuitBreakerClient:
     Args:
         limits: by provider, the prefix of the models' names.
         default: for all other providers.
+        most_circuits: how many models that fail are remembered; beyond it, the one that began to fail first is not.
         clock: monotonic seconds.
     """
 
@@ -80,12 +81,14 @@ class CircuitBreakerClient:
         limits: Mapping[str, CircuitLimits] | None = None,
         *,
         default: CircuitLimits | None = None,
+        most_circuits: int = MOST_CIRCUITS,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
         self._limits = limits or {}
         self._default = default or CircuitLimits()
+        self._most_circuits = most_circuits
         self._clock = clock
         self._circuits: dict[str, _Circuit] = {}
         self._opened = 0
@@ -190,7 +193,7 @@ class CircuitBreakerClient:
             log.info("circuit_closed", model=model)
 
     def _new(self, key: str, model: str) -> _Circuit:
-        while len(self._circuits) >= MOST_CIRCUITS:
+        while len(self._circuits) >= self._most_circuits:
             del self._circuits[next(iter(self._circuits))]
         limits = self._limits.get(model.partition("/")[0], self._default)
         circuit = self._circuits[key] = _Circuit(limits)

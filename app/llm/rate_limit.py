@@ -134,7 +134,7 @@ class _Limiter:
         self._clock = clock
         self._log = RateLog(window_s, ARRIVAL_S)
         self._waiting: deque[_Waiter] = deque()
-        self._waiting_tokens = 0
+        self._waiting_input = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def need_of(self, request: ModelRequest) -> tuple[int, int]:
@@ -155,7 +155,7 @@ class _Limiter:
         if self._waiting or not self._fits(waiter):
             self._refuse_hopeless(waiter)
         self._waiting.append(waiter)
-        self._waiting_tokens += waiter.tokens
+        self._waiting_input += waiter.input_tokens
         self._let_through()
         try:
             if not waiter.place.done():
@@ -169,7 +169,7 @@ class _Limiter:
         finally:
             if not waiter.place.done():
                 self._waiting.remove(waiter)
-                self._waiting_tokens -= waiter.tokens
+                self._waiting_input -= waiter.input_tokens
                 self._let_through()
         raise self._refusal(self._wait_s(waiter))
 
@@ -200,7 +200,7 @@ class _Limiter:
         self._log.advance(now)
         while self._waiting and self._fits(self._waiting[0]):
             waiter = self._waiting.popleft()
-            self._waiting_tokens -= waiter.tokens
+            self._waiting_input -= waiter.input_tokens
             place = _Place(self._log.ask(now, waiter.input_tokens), self._log.expect(now, waiter.output_tokens))
             waiter.place.set_result(place)
         if self._timer is not None:
@@ -235,12 +235,15 @@ class _Limiter:
             raise self._refusal(wait_s)
 
     def _wait_s(self, waiter: _Waiter) -> float:
-        """The least that a call has to wait which comes now, behind all that wait already."""
+        """The least that a call has to wait which comes now, behind all that wait already.
+
+        What those may use for their output, and may give back, counts for nothing here.
+        """
         now = self._clock()
         self._log.advance(now)
         requests, tokens = self._shares()
         requests -= len(self._waiting) + 1
-        tokens -= self._waiting_tokens + waiter.tokens
+        tokens -= self._waiting_input + waiter.tokens
         return self._log.room_from(now, requests, tokens) - now
 
     def _refusal(self, wait_s: float) -> ModelError:

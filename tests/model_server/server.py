@@ -54,7 +54,7 @@ class ModelServer:
         self._changed = asyncio.Condition()
         self._connection_numbers: dict[Any, int] = {}  # by the client's address and port
         self.requests: deque[RecordedRequest] = deque(maxlen=_KEPT_REQUESTS)
-        self.answer: Callable[[RecordedRequest], Reply] = lambda request: conventional_reply(request.body)
+        self.answer: Callable[[RecordedRequest], Reply] = _conventional
         self.open = 0
         self.aborted = 0
 
@@ -175,9 +175,14 @@ class ModelServer:
 
     async def _reset(self, request: web.Request) -> web.Response:
         self._script.clear()
+        self.answer = _conventional
         self.requests.clear()
         self.aborted = 0
         return web.json_response({})
+
+
+def _conventional(request: RecordedRequest) -> Reply:
+    return conventional_reply(request.body)
 
 
 def _cut(request: web.Request, *, reset: bool) -> None:
