@@ -145,6 +145,7 @@ class ModelServer:
                 await asyncio.sleep(reply.chunk_delay_s)
             await response.write(piece)
         if reply.cut_after is not None:
+            await asyncio.sleep(reply.end_delay_s)
             _cut(request, reset=reply.reset)
         elif reply.hold:
             await asyncio.Event().wait()

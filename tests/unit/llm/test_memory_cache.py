@@ -30,8 +30,7 @@ async def test_a_later_answer_takes_the_place_of_an_earlier_one() -> None:
 
 
 async def test_beyond_its_bounds_it_lets_go_of_what_was_used_longest_ago() -> None:
-    for bounds in ({"most_entries": 2}, {"most_bytes": 6}):
-        cache = MemoryModelCache(**bounds)
+    for cache in (MemoryModelCache(most_entries=2), MemoryModelCache(most_bytes=6)):
         await cache.put(b"1", b"abc", 100)
         await cache.put(b"2", b"abc", 100)
         assert await cache.get(b"1", 100)
