@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import build_api
 from app.engine.store_errors import StoreUnavailable, reason_of
+from app.llm.providers_file import ProvidersFileError
 from app.replica import MAX_BODY_BYTES, running_replica
 from app.services.agent_files import AgentFileError
 from app.services.policy_modules import PolicyModuleError
@@ -40,7 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
             async with running_replica(settings) as replica:
                 app.state.services = replica.services
                 yield ForServer(drain=replica.drain, under_way=lambda: replica.under_way)
-        except (StoreUnavailable, ToolError, AgentFileError, PolicyModuleError) as reason:
+        except (StoreUnavailable, ToolError, ProvidersFileError, AgentFileError, PolicyModuleError) as reason:
             log.error("cannot_start", reason=reason_of(reason) if isinstance(reason, StoreUnavailable) else str(reason))
             sys.exit(3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,6 +15,7 @@ from uuid_utils.compat import uuid7
 from app.db.database import Database
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
+from app.db.model_cache import PostgresModelCache
 from app.db.pools import Pools, PoolSizes
 from app.db.thread_store import PostgresThreads
 from app.engine.limits import SERVICE_LIMITS
@@ -22,6 +24,8 @@ from app.engine.policy import PolicyEngine
 from app.engine.store_errors import StoreError, StoreUnavailable
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
+from app.llm.live_replicas import LiveReplicas
+from app.llm.providers_file import read_providers
 from app.services.agent_checks import Grants
 from app.services.agents import AgentService
 from app.services.compaction import CompactionService
@@ -75,8 +79,10 @@ class _Execution:
         models: ModelClient,
         tools: ToolRegistry,
         policy: PolicyEngine,
+        replicas: LiveReplicas,
         metrics: Metrics,
     ) -> None:
+        self._replicas = replicas
         owner = str(uuid7())
         direct_url = settings.database_direct_url or settings.database_url
         hears = settings.database_prepared or bool(settings.database_direct_url)
@@ -118,20 +124,24 @@ class _Execution:
 
     def _peers_counted(self, peers: int) -> None:
         self.bus.alone = peers == 0
+        self._replicas.counted(peers + 1)
 
 
 class Replica:
     """The parts of one replica. `running_replica` makes, starts and stops it."""
 
-    def __init__(self, settings: Settings, pools: Pools, tools: ToolRegistry, policy: PolicyEngine) -> None:
-        config = _model_config(settings)
+    def __init__(
+        self, settings: Settings, pools: Pools, tools: ToolRegistry, policy: PolicyEngine, config: ModelConfig
+    ) -> None:
         metrics = Metrics()
+        replicas = LiveReplicas()
         self._settings = settings
         self._model_config = config
         self._tools = tools
-        self._models = build_model_client(config, metrics=metrics)
-        self._agents = agent_service(settings, pools.api, tools)
-        self._execution = _Execution(settings, pools, self._models, tools, policy, metrics)
+        cache = PostgresModelCache(pools.execution)
+        self._models = build_model_client(config, cache=cache, replicas=replicas, metrics=metrics)
+        self._agents = agent_service(pools.api, tools, config)
+        self._execution = _Execution(settings, pools, self._models, tools, policy, replicas, metrics)
         self._draining: asyncio.Task[None] | None = None
         self.services = self._build_services(pools, policy, metrics, _about(settings, config))
         _add_gauges(metrics, pools, self._execution)
@@ -220,6 +230,7 @@ class Replica:
 @asynccontextmanager
 async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
     """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`."""
+    config = model_config(settings)
     tools = load_tools(settings)
     policy = load_policy_modules(settings.policy_modules)
     sizes = PoolSizes(
@@ -230,7 +241,7 @@ async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
     pools = await Pools.open(settings.database_url, sizes, prepared=settings.database_prepared)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(pools.close)
-        replica = Replica(settings, pools, tools, policy)
+        replica = Replica(settings, pools, tools, policy, config)
         stack.push_async_callback(replica.stop)
         if await _migrations_missing(pools.readiness) is None:
             await replica.start()
@@ -252,8 +263,7 @@ def load_tools(settings: Settings) -> ToolRegistry:
     return tools
 
 
-def agent_service(settings: Settings, database: Database, tools: ToolRegistry) -> AgentService:
-    config = _model_config(settings)
+def agent_service(database: Database, tools: ToolRegistry, config: ModelConfig) -> AgentService:
     return AgentService(database, tools, lambda model: check_model_name(model, config), grants=_grants(tools))
 
 
@@ -291,12 +301,14 @@ async def _migrations_missing(database: Database) -> str | None:
         return missing(await current(connection))
 
 
-def _model_config(settings: Settings) -> ModelConfig:
+def model_config(settings: Settings) -> ModelConfig:
+    """Raises ProvidersFileError: the file of PROVIDERS_FILE cannot be used."""
     scripts = settings.agents_dir / "scripts"
     return ModelConfig(
         openai_api_key=settings.openai_api_key.get_secret_value() or None,
         openai_base_url=settings.openai_base_url,
         scripts_dir=scripts if scripts.is_dir() else None,
+        providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
     )
 
 

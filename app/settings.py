@@ -116,6 +116,11 @@ class Settings(BaseSettings):
     openai_base_url: str = Field(
         default="", description="Base URL of the native client, https://host/v1. Empty: OpenAI's own."
     )
+    providers_file: Path | None = Field(
+        default=None,
+        description="YAML file of model providers: servers of your own by the prefix of their models' names, limits a "
+        "minute, circuit breakers. Empty: none.",
+    )
     max_concurrent_runs: int = Field(default=200, ge=1, description="Runs that one replica executes at once.")
     max_queued_runs: int = Field(
         default=100_000,
@@ -192,7 +197,7 @@ class Settings(BaseSettings):
             raise ValueError("should be a folder that exists")
         return folder
 
-    @field_validator("secrets_file", "mcp_servers_file", "sandbox_file")
+    @field_validator("secrets_file", "mcp_servers_file", "sandbox_file", "providers_file")
     @classmethod
     def _check_file(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():

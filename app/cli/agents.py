@@ -11,14 +11,15 @@ import typer
 from app.db.database import Database
 from app.engine.agent import AgentSettings
 from app.engine.store_errors import StoreError
-from app.replica import agent_service, load_tools
+from app.llm.providers_file import ProvidersFileError
+from app.replica import agent_service, load_tools, model_config
 from app.services.agent_files import read_agent_file
 from app.services.agents import AgentService
 from app.services.errors import ServiceError
 from app.settings import Settings
 from app.tools.errors import ToolError
 
-REFUSALS = (ServiceError, StoreError, ToolError)
+REFUSALS = (ServiceError, StoreError, ToolError, ProvidersFileError)
 
 
 async def show_agents(settings: Settings) -> None:
@@ -46,8 +47,9 @@ async def save_agent(settings: Settings, file: Path) -> None:
 
 @asynccontextmanager
 async def _agents(settings: Settings) -> AsyncGenerator[AgentService]:
+    config = model_config(settings)
     database = await Database.connect(settings.database_url, prepared=settings.database_prepared)
     try:
-        yield agent_service(settings, database, load_tools(settings))
+        yield agent_service(database, load_tools(settings), config)
     finally:
         await database.close()

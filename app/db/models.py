@@ -393,6 +393,17 @@ class AgentVersion(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
 
 
+class CachedAnswer(Base):
+    """A model's answer, by a hash of its tenant and of all that it was asked; as bytes that only the cache reads."""
+
+    __tablename__ = "model_cache"
+    __table_args__ = (Index("ix_model_cache_expires_at", "expires_at"),)
+    key: Mapped[bytes] = mapped_column(primary_key=True)
+    answer: Mapped[bytes]
+    stored_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    expires_at: Mapped[datetime]
+
+
 class IdempotencyKey(Base):
     """What a create with a key made: the ids under `resource`, so that the same request finds it again for 24 hours."""
 

@@ -79,6 +79,7 @@ class Removed(StrEnum):
     RUNS = "runs"
     THREADS = "threads"
     IDEMPOTENCY_KEYS = "idempotency_keys"
+    CACHED_ANSWERS = "cached_answers"
     REPLICAS = "replicas"
 
 

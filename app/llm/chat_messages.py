@@ -38,7 +38,7 @@ def chat_tool(tool: ToolSpec) -> dict[str, Any]:
     }
 
 
-def _plain_mapping(value: object) -> object:
+def plain_mapping(value: object) -> object:
     """`default` of orjson for schemas that are kept in read-only mappings."""
     if isinstance(value, Mapping):
         return dict(cast("Mapping[str, Any]", value))
@@ -63,7 +63,7 @@ class ToolsJson:
         kept = self._kept.get(id(tools))
         if kept is not None and kept[0] is tools:
             return kept[1]
-        text = orjson.Fragment(orjson.dumps([chat_tool(tool) for tool in tools], default=_plain_mapping))
+        text = orjson.Fragment(orjson.dumps([chat_tool(tool) for tool in tools], default=plain_mapping))
         if isinstance(tools, tuple):
             if len(self._kept) >= self._max_entries:
                 del self._kept[next(iter(self._kept))]
@@ -90,4 +90,4 @@ def chat_request(request: ModelRequest, model: str, tools: ToolsJson, *, for_ope
         body["tools"] = tools.of(request.tools)
     if for_openai and "max_tokens" in body:
         body["max_completion_tokens"] = body.pop("max_tokens")
-    return orjson.dumps(body, default=_plain_mapping)
+    return orjson.dumps(body, default=plain_mapping)

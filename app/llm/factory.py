@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.engine.model import ModelClient
+from app.llm.cache import CacheClient, ModelCache
+from app.llm.circuit_breaker import CircuitBreakerClient
+from app.llm.coalescing import CoalescingClient
 from app.llm.demo import DEMO_MODELS, DemoClient
+from app.llm.fallback import FallbackClient
+from app.llm.hedging import HedgingClient
 from app.llm.litellm_client import LiteLLMClient
+from app.llm.live_replicas import LiveReplicas
+from app.llm.memory_cache import MemoryModelCache
 from app.llm.metered import MeteredClient
 from app.llm.model_names import known_prefix, problem_with_prefix
 from app.llm.openai_compatible import OpenAICompatibleClient
-from app.llm.pricing import PricedClient
+from app.llm.priced import PricedClient
+from app.llm.providers import Provider
+from app.llm.rate_limit import WINDOW_S, RateLimitClient
 from app.llm.retry import RetryClient
 from app.llm.router import ModelRouter
 from app.llm.scripted import ScriptFiles
@@ -35,43 +44,58 @@ class ModelConfig:
         openai_base_url: where `openai/…` goes, up to and including the version.
         scripts_dir: folder of `scripted/NAME` files; None for no scripted models.
         demo_word_delay_s: seconds between two words of `demo/…`.
+        providers: what the operator says about providers, by the prefix of their models' names.
     """
 
     openai_api_key: str | None = field(default=None, repr=False)
     openai_base_url: str = OPENAI_BASE_URL
     scripts_dir: Path | None = None
     demo_word_delay_s: float = 0.015
+    providers: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
 
 
 def build_model_client(
     config: ModelConfig,
     *,
+    cache: ModelCache | None = None,
+    replicas: LiveReplicas | None = None,
     metrics: Metrics | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     uniform: Callable[[], float] = random.random,
+    rate_window_s: float = WINDOW_S,
 ) -> ModelClient:
     """The client that a runner calls: every prefix, with every policy around it.
 
+    What the policies know (open circuits, calls under way, what was asked for in the last minute) is shared by all who
+    call this client.
+
     Args:
+        cache: where answers are kept for agents that want it; None for the client's own memory.
+        replicas: who shares the providers' limits; None if nobody else does.
         metrics: where calls are counted; None for nowhere.
         sleep: waits between two tries, and in offline models.
         uniform: a random number from 0 up to 1, for the jitter of those waits.
+        rate_window_s: how long the minute of the providers' limits is.
     """
-    router = ModelRouter(
-        {
-            "openai": OpenAICompatibleClient(config.openai_base_url or OPENAI_BASE_URL, config.openai_api_key or None),
-            "scripted": ScriptFiles(config.scripts_dir, sleep=sleep),
-            "demo": DemoClient(word_delay_s=config.demo_word_delay_s, sleep=sleep),
-        },
-        otherwise=LiteLLMClient(),
-    )
-    # Outermost first: cache, coalescing, fallback chain, retry, circuit breaker, rate limit, timeout, client.
-    # Of these exist retry and timeout. The price belongs to the client's own answer, so it is next to it.
-    client: ModelClient = TimeoutClient(PricedClient(router))
+    providers = config.providers
+    # From the innermost to the outermost. Where a request does not use a policy, its client hands the stream of the
+    # next one on as it is.
+    client: ModelClient = TimeoutClient(_router(config, sleep))
+    # What a call costs hangs on what came before it broke off or timed out.
+    client = PricedClient(client)
     if metrics is not None:
         # Inside of the retry: a provider that refuses every other call shows, and waiting is not its latency.
         client = MeteredClient(client, metrics)
-    return RetryClient(client, sleep=sleep, uniform=uniform)
+    # Outside of the timeouts: waiting for a turn is not the provider's silence.
+    limits = {name: provider.rate_limit for name, provider in providers.items()}
+    client = RateLimitClient(client, limits, replicas or LiveReplicas(), window_s=rate_window_s)
+    circuits = {name: provider.circuit for name, provider in providers.items()}
+    client = CircuitBreakerClient(client, circuits, metrics=metrics)
+    client = HedgingClient(client)
+    client = RetryClient(client, sleep=sleep, uniform=uniform)
+    client = FallbackClient(client)
+    client = CoalescingClient(client)
+    return CacheClient(client, cache or MemoryModelCache())
 
 
 def check_model_name(model: str, config: ModelConfig) -> str | None:
@@ -79,7 +103,7 @@ def check_model_name(model: str, config: ModelConfig) -> str | None:
 
     A missing key is no reason: it may be set by the time the agent runs.
     """
-    problem = problem_with_prefix(model)
+    problem = problem_with_prefix(model, config.providers)
     if problem is not None:
         return problem
     if model.startswith("scripted/"):
@@ -90,6 +114,24 @@ def check_model_name(model: str, config: ModelConfig) -> str | None:
 
 
 def model_clients(config: ModelConfig) -> tuple[str, ...]:
-    """The clients that can answer under this configuration, for the service's description of itself."""
+    """The clients that can answer under this configuration, for the service's description of itself: those of the
+    operator's own servers by the prefix of their models' names."""
     scripted = ("scripted",) if config.scripts_dir is not None else ()
-    return ("openai", *scripted, "demo", "litellm")
+    own = sorted(name for name, provider in config.providers.items() if provider.server and name != "openai")
+    return ("openai", *own, *scripted, "demo", "litellm")
+
+
+def _router(config: ModelConfig, sleep: Callable[[float], Awaitable[None]]) -> ModelRouter:
+    clients: dict[str, ModelClient] = {
+        "openai": OpenAICompatibleClient(config.openai_base_url or OPENAI_BASE_URL, config.openai_api_key or None),
+        "scripted": ScriptFiles(config.scripts_dir, sleep=sleep),
+        "demo": DemoClient(word_delay_s=config.demo_word_delay_s, sleep=sleep),
+    }
+    for name, provider in config.providers.items():
+        server = provider.server
+        if server is not None and server.base_url is not None:
+            # Not the key of OPENAI_API_KEY, which is for another server.
+            clients[name] = OpenAICompatibleClient(server.base_url, server.api_key, provider=name)
+        elif server is not None and server.api_key is not None:
+            clients[name] = OpenAICompatibleClient(config.openai_base_url or OPENAI_BASE_URL, server.api_key)
+    return ModelRouter(clients, otherwise=LiteLLMClient())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from functools import cache
 
@@ -10,7 +11,8 @@ import orjson
 from app.llm.json_values import as_object
 from app.llm.pricing import bundled_prices, litellm_folder
 
-OWN_PREFIXES = ("openai", "scripted", "demo")
+OFFLINE = ("scripted", "demo")
+OWN_PREFIXES = ("openai", *OFFLINE)
 
 # Providers of litellm that answer chats but stand in neither of its two lists, or not in every release's.
 _ALSO = frozenset(
@@ -58,25 +60,30 @@ def litellm_prefixes() -> frozenset[str]:
     return frozenset(known - families - {"", "bedrock_converse"} - {name for name in known if "/" in name})
 
 
-def known_prefix(model: str) -> bool:
-    """Whether the model's name begins with the prefix of a provider that some client here answers for."""
+def known_prefix(model: str, declared: Collection[str] = ()) -> bool:
+    """Whether the model's name begins with the prefix of a provider that some client here answers for.
+
+    Args:
+        declared: the prefixes that the operator has given to servers.
+    """
     prefix, slash, name = model.partition("/")
-    return bool(slash and name) and (prefix in OWN_PREFIXES or prefix in litellm_prefixes())
+    return bool(slash and name) and (prefix in OWN_PREFIXES or prefix in declared or prefix in litellm_prefixes())
 
 
-def problem_with_prefix(model: str) -> str | None:
+def problem_with_prefix(model: str, declared: Collection[str] = ()) -> str | None:
     """What is wrong with the form or prefix of a model's name, for people; None if nothing is."""
-    if known_prefix(model):
+    if known_prefix(model, declared):
         return None
     prefix, slash, name = model.partition("/")
+    others = "".join(f"{each}/, " for each in sorted(set(declared) - {"openai"} - litellm_prefixes()))
     known = (
-        "openai/ (any OpenAI-compatible server), demo/, scripted/, "
+        f"openai/ (any OpenAI-compatible server), {others}demo/, scripted/, "
         f"or one of litellm's {len(litellm_prefixes())} providers, such as anthropic/, gemini/ or bedrock/"
     )
     if not slash or not prefix:
         return f"model {model!r} has no provider prefix, as in openai/gpt-4o-mini; known are: {known}"
     if not name:
         return f"model {model!r} has no name after its prefix"
-    close = get_close_matches(prefix, [*OWN_PREFIXES, *litellm_prefixes()], n=1)
+    close = get_close_matches(prefix, [*declared, *OWN_PREFIXES, *litellm_prefixes()], n=1)
     hint = f"did you mean {close[0]}/{name}; " if close else ""
     return f"unknown provider {prefix!r} in model {model!r}; {hint}known are: {known}"

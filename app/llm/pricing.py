@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
@@ -14,7 +13,6 @@ from typing import Any
 
 import orjson
 
-from app.engine.model import ModelClient, ModelEvent, ModelRequest, ModelResponse
 from app.engine.usage import Usage
 from app.llm.json_values import as_array, as_object, as_text
 
@@ -94,25 +92,6 @@ class PriceTable:
         if row is not None and (row.provider == prefix or row.provider.startswith((prefix + "-", prefix + "_"))):
             return row
         return None
-
-
-class PricedClient:
-    """A `ModelClient` that fills in what the answers of another one cost."""
-
-    def __init__(self, inner: ModelClient) -> None:
-        self._inner = inner
-
-    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
-        """See `ModelClient.stream`; a cost that the inner client knows is left as it is."""
-        async with aclosing(self._inner.stream(request)) as events:
-            async for event in events:
-                if isinstance(event, ModelResponse) and event.cost_usd is None:
-                    event = replace(event, cost_usd=bundled_prices().cost_of(request.model, event.usage))
-                yield event
-
-    async def aclose(self) -> None:
-        """See `ModelClient.aclose`."""
-        await self._inner.aclose()
 
 
 @cache

@@ -64,7 +64,7 @@ def error_of_response(
         code,
         _sentence(provider, f"HTTP {status}", said, secret),
         status=status,
-        retry_after_s=retry_after_s(headers.get("Retry-After"), now),
+        retry_after_s=_asked_wait_s(headers, now),
     )
 
 
@@ -98,6 +98,17 @@ def message_in(body: bytes) -> str:
 def says_context_overflow(said: str) -> bool:
     """Whether a refusal is about a request that is longer than the model can read."""
     return _OVERFLOW.search(said) is not None
+
+
+def _asked_wait_s(headers: Mapping[str, str], now: Clock) -> float | None:
+    """What a provider asks to wait; OpenAI, and Azure after it, also say it in milliseconds, which is more exact."""
+    try:
+        milliseconds = float(headers.get("retry-after-ms", ""))
+    except ValueError:
+        milliseconds = math.nan
+    if math.isfinite(milliseconds) and milliseconds >= 0:
+        return milliseconds / 1000
+    return retry_after_s(headers.get("Retry-After"), now)
 
 
 def retry_after_s(value: str | None, now: Clock) -> float | None:

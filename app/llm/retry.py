@@ -7,12 +7,15 @@ import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
-from app.engine.errors import ModelError
+from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.model import ModelClient, ModelEvent, ModelRequest, StreamRestarted
+from app.llm.output import OUTPUT
 
 BASE_S = 0.5
 MAX_BACKOFF_S = 8.0
 MAX_RETRY_AFTER_S = 60.0
+# A model that asks for a longer wait is left for the next one at once, where there is one.
+PATIENCE_S = 10.0
 
 
 class RetryClient:
@@ -21,7 +24,9 @@ class RetryClient:
     Only errors that are `retryable` are tried again. The wait is exponential with full jitter
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), on top of what the provider
     asked for with Retry-After, of which at most a minute is honoured. Where a stream breaks after output has
-    been passed on, `StreamRestarted` voids that output before the next try.
+    been passed on, `StreamRestarted` voids that output before the next try, and what it has cost is passed on as
+    `Spend`. Where `request.fallback_models` are left, an open circuit and waits of more than `PATIENCE_S` end the tries
+    of a model.
 
     Args:
         sleep: waits so many seconds.
@@ -47,13 +52,15 @@ class RetryClient:
             try:
                 async with aclosing(self._inner.stream(request)) as events:
                     async for event in events:
-                        has_output = True
+                        has_output = has_output or isinstance(event, OUTPUT)
                         yield event
                 return
             except ModelError as error:
-                if not error.retryable or attempt >= request.policies.max_attempts:
+                if not _helps(error, request, attempt):
                     raise
                 failure = error
+            if failure.spent is not None:
+                yield failure.spent
             if has_output:
                 yield StreamRestarted(failure.message)
             await self._sleep(self._wait_s(attempt, failure))
@@ -66,3 +73,12 @@ class RetryClient:
     def _wait_s(self, attempt: int, error: ModelError) -> float:
         asked_s = min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
         return asked_s + self._uniform() * min(MAX_BACKOFF_S, BASE_S * 2.0 ** (attempt - 1))
+
+
+def _helps(error: ModelError, request: ModelRequest, attempt: int) -> bool:
+    """Whether the same model is asked again after the try of this number."""
+    if not error.retryable or attempt >= request.policies.max_attempts:
+        return False
+    if not request.fallback_models:
+        return True
+    return error.code is not ModelErrorCode.CIRCUIT_OPEN and (error.retry_after_s or 0.0) <= PATIENCE_S

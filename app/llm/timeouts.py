@@ -69,7 +69,7 @@ class _Watchdog:
 
     async def next_event(self, events: AsyncIterator[ModelEvent], limit_s: float) -> ModelEvent | None:
         """The next event, or None after the last. Raises _Expired after `limit_s` seconds without one."""
-        task = self._task = asyncio.current_task()
+        task = self._task = asyncio.current_task(self._loop)  # looking for the loop costs as much as all of the rest
         cancels_before = task.cancelling() if task is not None else 0
         now = self._loop.time()
         if now >= self._turn_at:

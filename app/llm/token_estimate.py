@@ -21,14 +21,15 @@ def message_tokens(message: Message) -> int:
     return tokens_of(chars) + _PER_MESSAGE
 
 
-def estimate_usage(request: ModelRequest, text: str, tool_calls: tuple[ToolCall, ...] = ()) -> Usage:
-    """What one call that answered with `text` and `tool_calls` has probably used; images count as nothing."""
-    input_chars = sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in request.tools)
+def estimate_input(request: ModelRequest) -> int:
+    """The tokens that a request has probably; images count as nothing."""
+    chars = sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in request.tools)
     for message in request.messages:
-        input_chars += len(message.text()) + sum(len(c.name) + len(c.arguments) for c in message.tool_calls)
+        chars += len(message.text()) + sum(len(c.name) + len(c.arguments) for c in message.tool_calls)
+    return tokens_of(chars) + _PER_MESSAGE * len(request.messages)
+
+
+def estimate_usage(request: ModelRequest, text: str, tool_calls: tuple[ToolCall, ...] = ()) -> Usage:
+    """What one call that answered with `text` and `tool_calls` has probably used."""
     output_chars = len(text) + sum(len(call.name) + len(call.arguments) for call in tool_calls)
-    return Usage(
-        llm_calls=1,
-        input_tokens=tokens_of(input_chars) + _PER_MESSAGE * len(request.messages),
-        output_tokens=max(1, tokens_of(output_chars)),
-    )
+    return Usage(llm_calls=1, input_tokens=estimate_input(request), output_tokens=max(1, tokens_of(output_chars)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,6 +23,8 @@ from app.engine.records import NewRun
 from app.engine.result import AgentResult
 from app.engine.store_errors import RunConflict
 from app.llm.factory import ModelConfig, build_model_client, check_model_name
+from app.llm.memory_cache import MemoryModelCache
+from app.llm.providers_file import read_providers
 from app.runner.agent import Agent
 from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
@@ -69,6 +72,7 @@ class Runner:
         self._model_client = model_client
         self._policy = policy_engine or PolicyEngine()
         self._ask = ask
+        self._cache = MemoryModelCache()
         self._engine: Engine | None = None
         self._users = 0
 
@@ -209,7 +213,7 @@ class Runner:
         """The engine of this event loop, for one more user of it."""
         loop = asyncio.get_running_loop()
         if self._engine is None or self._engine.loop is not loop:
-            client = self._model_client or build_model_client(self._model_config())
+            client = self._model_client or build_model_client(self._model_config(), cache=self._cache)
             shared = self._model_client is not None
             self._engine = Engine(
                 self._store,
@@ -278,4 +282,5 @@ class Runner:
             openai_api_key=config.openai_api_key or settings.openai_api_key.get_secret_value() or None,
             openai_base_url=config.openai_base_url or settings.openai_base_url,
             scripts_dir=config.scripts_dir,
+            providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
         )

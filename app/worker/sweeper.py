@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, assert_never
@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, assert_never
 from app.db import chores, retention
 from app.db.chores import ChoreName, Held
 from app.db.database import Connection, Database
+from app.db.model_cache import forget_expired
 from app.db.retention import BEGINNING, Place, Removed, Swept
 from app.engine.store_errors import StoreError, reason_of
 from app.telemetry.logs import get_logger
@@ -27,7 +28,10 @@ HOLD_S = 60.0
 # The end of a run is in its row before it is committed: what is younger than this may still come up.
 MARGIN = timedelta(minutes=1)
 KEYS_AT_ONCE = 5000
+ANSWERS_AT_ONCE = 500  # each may have many pages
 
+# Removes at most so many rows of a kind; tells how many.
+_Forget: TypeAlias = Callable[[Connection, int], Awaitable[int]]
 # Chores that go through the runs that have ended.
 _Trim: TypeAlias = Literal[ChoreName.RUNS, ChoreName.EVENTS, ChoreName.CHECKPOINTS, ChoreName.DELTAS]
 
@@ -66,7 +70,7 @@ class Sweeper:
 
     Args:
         replica: the incarnation that the chores are taken for.
-        keep: without any days only idempotency keys and rows of dead replicas are removed.
+        keep: without any days only idempotency keys, cached answers and rows of dead replicas are removed.
     """
 
     def __init__(
@@ -132,12 +136,17 @@ class Sweeper:
             return
         async with self._database.connection() as connection:
             self._count(removed, {Removed.REPLICAS: await retention.forget_dead_replicas(connection)})
-        keys = KEYS_AT_ONCE
-        while keys == KEYS_AT_ONCE:
+        await self._forget(removed, Removed.IDEMPOTENCY_KEYS, retention.forget_keys, KEYS_AT_ONCE)
+        await self._forget(removed, Removed.CACHED_ANSWERS, forget_expired, ANSWERS_AT_ONCE)
+
+    async def _forget(self, removed: Counter[Removed], kind: Removed, forget: _Forget, at_once: int) -> None:
+        """Batch after batch of what its own time has made useless."""
+        gone = at_once
+        while gone == at_once:
             async with self._database.transaction() as connection:
-                keys = await retention.forget_keys(connection, KEYS_AT_ONCE)
+                gone = await forget(connection, at_once)
                 await self._hold(connection, ChoreName.HOUSEKEEPING, None)
-            self._count(removed, {Removed.IDEMPOTENCY_KEYS: keys})
+            self._count(removed, {kind: gone})
             await asyncio.sleep(PAUSE_S)
 
     async def _go_through(self, name: _Trim, removed: Counter[Removed]) -> None:

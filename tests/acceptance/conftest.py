@@ -52,8 +52,11 @@ def gates() -> Iterator[Gates]:
 
 
 @pytest.fixture(scope="session")
-def settings(model: Model, gates: Gates) -> Settings:
+def settings(model: Model, gates: Gates, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The environment of a service that has the tests' model and tools, and what a test adds to it."""
+    providers = tmp_path_factory.mktemp("providers") / "providers.yaml"
+    # Tests that have nothing to do with each other make the model of a shared service fail, one after the other.
+    providers.write_text("openai: {circuit_breaker: {failures: 1000}}\n", encoding="utf-8")
 
     def made(**more: str) -> dict[str, str]:
         return {
@@ -61,6 +64,7 @@ def settings(model: Model, gates: Gates) -> Settings:
             "OPENAI_API_KEY": "a-key",
             "TOOL_MODULES": "tests.acceptance.tools",
             "GATES_DIR": str(gates.folder),
+            "PROVIDERS_FILE": str(providers),
             "SHUTDOWN_DELAY_S": "0",  # no balancer has to notice
             **more,
         }

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import httpx
 
 from tests.acceptance.waiting import holds
-from tests.model_server import ModelServer, Reply
+from tests.model_server import ModelServer, RecordedRequest, Reply
 
 _WITHIN_S = 10.0
 
@@ -41,6 +41,10 @@ class Model:
     def script(self, *replies: Reply) -> None:
         """Queue answers, one for each coming request."""
         self._ask(lambda: self._server.script(replies))
+
+    def answer(self, by: Callable[[RecordedRequest], Reply]) -> None:
+        """Have what is not scripted answered by a function, which is called on the server's thread."""
+        self._ask(lambda: setattr(self._server, "answer", by))
 
     def reset(self) -> None:
         """Forget what was scripted and what was received."""

@@ -32,7 +32,7 @@ class Reply:
         delay_s: seconds before the status line.
         first_chunk_delay_s: seconds between the headers and the first piece.
         chunk_delay_s: seconds before each further piece.
-        end_delay_s: seconds between the last piece and the end of the body.
+        end_delay_s: seconds between the last piece and the end of the body, or its cut.
         endless: send the pieces again and again, until the client leaves.
         hold: keep the connection open and silent after the pieces, until the client leaves.
         cut_after: break the connection after so many pieces.

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,11 +28,12 @@ _MODELS = ("echo", "stream-100", "tools-3", "slow-60", "wait-5")
 
 @dataclass(frozen=True)
 class RecordedRequest:
-    """A request as it came. `connection` numbers the TCP connections from 1."""
+    """A request as it came, `at` monotonic seconds. `connection` numbers the TCP connections from 1."""
 
     body: dict[str, Any]
     headers: dict[str, str]
     connection: int
+    at: float
 
 
 class ModelServer:
@@ -39,6 +41,7 @@ class ModelServer:
 
     Attributes:
         requests: the last ones received, oldest first.
+        answer: what answers a request when the script has ended; by the conventions unless it is replaced.
         connections: TCP connections that carried a request.
         open: requests being answered.
         aborted: requests whose client left before the answer was whole.
@@ -51,6 +54,7 @@ class ModelServer:
         self._changed = asyncio.Condition()
         self._connection_numbers: dict[Any, int] = {}  # by the client's address and port
         self.requests: deque[RecordedRequest] = deque(maxlen=_KEPT_REQUESTS)
+        self.answer: Callable[[RecordedRequest], Reply] = _conventional
         self.open = 0
         self.aborted = 0
 
@@ -92,9 +96,9 @@ class ModelServer:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        await self._begin(request, body)
+        recorded = await self._begin(request, body)
         try:
-            reply = self._script.popleft() if self._script else conventional_reply(body)
+            reply = self._script.popleft() if self._script else self.answer(recorded)
             if reply.delay_s:
                 await asyncio.sleep(reply.delay_s)
             if reply.status != 200 or reply.body is not None:
@@ -118,13 +122,15 @@ class ModelServer:
             self.open -= 1
             await asyncio.shield(self._notify())
 
-    async def _begin(self, request: web.Request, body: dict[str, Any]) -> None:
+    async def _begin(self, request: web.Request, body: dict[str, Any]) -> RecordedRequest:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         number = self._connection_numbers.setdefault(peer, len(self._connection_numbers) + 1)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.requests.append(RecordedRequest(body, headers, number))
+        recorded = RecordedRequest(body, headers, number, time.monotonic())
+        self.requests.append(recorded)
         self.open += 1
         await self._notify()
+        return recorded
 
     async def _stream(self, request: web.Request, reply: Reply, model: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **reply.headers})
@@ -139,6 +145,7 @@ class ModelServer:
                 await asyncio.sleep(reply.chunk_delay_s)
             await response.write(piece)
         if reply.cut_after is not None:
+            await asyncio.sleep(reply.end_delay_s)
             _cut(request, reset=reply.reset)
         elif reply.hold:
             await asyncio.Event().wait()
@@ -169,9 +176,14 @@ class ModelServer:
 
     async def _reset(self, request: web.Request) -> web.Response:
         self._script.clear()
+        self.answer = _conventional
         self.requests.clear()
         self.aborted = 0
         return web.json_response({})
+
+
+def _conventional(request: RecordedRequest) -> Reply:
+    return conventional_reply(request.body)
 
 
 def _cut(request: web.Request, *, reset: bool) -> None:

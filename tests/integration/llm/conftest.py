@@ -1,4 +1,4 @@
-"""One model server for each test, in the test's own event loop."""
+"""One model server for each test, or two, in the test's own event loop."""
 
 from __future__ import annotations
 
@@ -11,5 +11,11 @@ from tests.model_server import ModelServer
 
 @pytest.fixture
 async def server() -> AsyncIterator[ModelServer]:
+    async with ModelServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[ModelServer]:
     async with ModelServer() as server:
         yield server

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from app.engine.model import (
     StreamRestarted,
     TextDelta,
 )
+from app.engine.usage import Spend
 from app.llm.factory import ModelConfig, build_model_client
 from tests.model_server import ModelServer, Reply
 
@@ -74,6 +77,26 @@ async def test_a_rate_limit_is_waited_out_as_long_as_the_provider_asks(
     assert len(server.requests) == 3
 
 
+async def test_a_wait_may_be_asked_for_as_a_date_or_in_milliseconds(
+    server: ModelServer, client: ModelClient, waits: Waits
+) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    exact = {"Retry-After": "8", "retry-after-ms": "1250"}
+    server.script([Reply.error(429, headers={"Retry-After": date}), Reply.error(429, headers=exact)])
+    assert _response(await _events(client, _request())).text == "Hi"
+    assert 20 < waits[0] <= 30
+    assert waits[1:] == [1.25]
+
+
+@pytest.mark.parametrize("value", ["", "soon", "-1", "nan", "inf"])
+async def test_what_is_no_wait_is_passed_over(
+    server: ModelServer, client: ModelClient, waits: Waits, value: str
+) -> None:
+    server.script([Reply.error(429, headers={"retry-after-ms": value, "Retry-After": "3"})])
+    await _events(client, _request())
+    assert waits == [3.0]
+
+
 async def test_tries_end_with_the_last_error(server: ModelServer, client: ModelClient) -> None:
     server.script([Reply.error(500, f"number {number}") for number in range(5)])
     with pytest.raises(ModelError, match="number 1"):
@@ -91,7 +114,7 @@ async def test_a_request_that_is_wrong_is_not_tried_again(server: ModelServer, c
 async def test_a_stream_cut_after_text_starts_again(server: ModelServer, client: ModelClient) -> None:
     server.script([Reply(text=["Hal"], cut_after=1), Reply(text=["Hello"])])
     events = await _events(client, _request())
-    assert [type(event) for event in events] == [TextDelta, StreamRestarted, TextDelta, ModelResponse]
+    assert [type(event) for event in events] == [TextDelta, Spend, StreamRestarted, TextDelta, ModelResponse]
     assert _response(events).text == "Hello"
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from app.engine.model import FinishReason, ModelEvent, ModelRequest, ModelResponse, TextDelta
 from app.engine.usage import Usage
-from app.llm.pricing import PricedClient, PriceTable, bundled_prices
+from app.llm.priced import PricedClient
+from app.llm.pricing import PriceTable, bundled_prices
 
 
 def _table(**prices: Any) -> PriceTable:
