@@ -12,15 +12,24 @@ from typing import Any
 from uuid_utils.compat import uuid7
 
 from app.db.database import Database
+from app.db.memories import PostgresMemoryRows
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
 from app.db.pools import Pools, PoolSizes
 from app.engine.limits import SERVICE_LIMITS
+from app.engine.memories import Embedder
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.store_errors import StoreError, StoreUnavailable
 from app.event_bus.postgres import PostgresBus
-from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
+from app.llm.factory import (
+    EmbeddingConfig,
+    ModelConfig,
+    build_embedder,
+    build_model_client,
+    check_model_name,
+    model_clients,
+)
 from app.services.agent_checks import Grants
 from app.services.agents import AgentService
 from app.services.container import Services
@@ -30,6 +39,7 @@ from app.services.family_stream import FamilyStreams
 from app.services.forks import ForkService
 from app.services.health import Health
 from app.services.interactions import InteractionService
+from app.services.memories import MemoryService
 from app.services.policy_modules import load_policy_modules
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
@@ -41,6 +51,7 @@ from app.telemetry.metrics import Labels, Metrics
 from app.tools.metered import MeteredTools
 from app.tools.operator_tools import operator_registry
 from app.tools.registry import ToolRegistry
+from app.worker.backfill import Backfill
 from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import UNHEARD_EVERY_S, UNWATCHED_EVERY_S, DeltaGatherer
 from app.worker.driver import DriverPorts
@@ -54,7 +65,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MIGRATIONS_LOOK_S = 1.0
 _CAPABILITIES = (
     "runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency", "interactions", "subagents",
-    "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork",
+    "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork", "memories",
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -73,6 +84,7 @@ class _Execution:
         models: ModelClient,
         tools: ToolRegistry,
         policy: PolicyEngine,
+        embedder: Embedder | None,
         metrics: Metrics,
     ) -> None:
         owner = str(uuid7())
@@ -82,7 +94,8 @@ class _Execution:
         self.bus = PostgresBus(direct_url, owner, hears=hears)
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic, UNWATCHED_EVERY_S if hears else UNHEARD_EVERY_S)
         metered_tools = MeteredTools(tools, metrics)
-        ports = DriverPorts(store, models, metered_tools, self.bus, self._deltas, time.monotonic, policy)
+        memories = MemoryService(PostgresMemoryRows(pools.execution), embedder)
+        ports = DriverPorts(store, models, metered_tools, self.bus, self._deltas, time.monotonic, policy, memories)
         self.executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
         self.executor.accepting = False
         self.claim_loop = ClaimLoop(store, self.executor, self.bus, lambda: pools.execution.pool_use().exhausted)
@@ -97,6 +110,7 @@ class _Execution:
             metrics,
             self.watch,
             Sweeper(pools.execution, owner, _retention(settings), metrics),
+            None if embedder is None else Backfill(pools.execution, embedder, owner),
             lease_s=settings.lease_s,
             step_deadline_s=settings.step_deadline_s,
         )
@@ -127,8 +141,9 @@ class Replica:
         self._settings = settings
         self._tools = tools
         self._models = build_model_client(config, metrics=metrics)
+        self._embedder = build_embedder(EmbeddingConfig(settings.embedding_model, *settings.embedding_server))
         self._agents = agent_service(settings, pools.api, tools)
-        self._execution = _Execution(settings, pools, self._models, tools, policy, metrics)
+        self._execution = _Execution(settings, pools, self._models, tools, policy, self._embedder, metrics)
         self._draining: asyncio.Task[None] | None = None
         self.services = self._build_services(pools, policy, metrics, _about(settings, config))
         _add_gauges(metrics, pools, self._execution)
@@ -157,6 +172,7 @@ class Replica:
             family_streams=FamilyStreams(pools.streams, execution.bus),
             threads=ThreadService(pools.api),
             agents=agents,
+            memories=MemoryService(PostgresMemoryRows(pools.api), self._embedder),
             tools=ToolCatalogue(tools, tools.mcp),
             health=Health(
                 pools.readiness,
@@ -208,6 +224,8 @@ class Replica:
         await self.drain()
         await self._execution.stop()
         await self._models.aclose()
+        if self._embedder is not None:
+            await self._embedder.aclose()
         await self._tools.aclose()
 
 

@@ -8,8 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.engine.memories import Embedder
 from app.engine.model import ModelClient
 from app.llm.demo import DEMO_MODELS, DemoClient
+from app.llm.embedding_policies import RestingEmbedder, RetryingEmbedder
+from app.llm.embeddings import OpenAIEmbeddings
 from app.llm.litellm_client import LiteLLMClient
 from app.llm.metered import MeteredClient
 from app.llm.model_names import known_prefix, problem_with_prefix
@@ -21,7 +24,15 @@ from app.llm.scripted import ScriptFiles
 from app.llm.timeouts import TimeoutClient
 from app.telemetry.metrics import Metrics
 
-__all__ = ["ModelConfig", "build_model_client", "check_model_name", "known_prefix", "model_clients"]
+__all__ = [
+    "EmbeddingConfig",
+    "ModelConfig",
+    "build_embedder",
+    "build_model_client",
+    "check_model_name",
+    "known_prefix",
+    "model_clients",
+]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 
@@ -41,6 +52,29 @@ class ModelConfig:
     openai_base_url: str = OPENAI_BASE_URL
     scripts_dir: Path | None = None
     demo_word_delay_s: float = 0.015
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingConfig:
+    """What the settings say about embeddings.
+
+    Args:
+        model: sent as it is; empty for none.
+        base_url: up to and including the version; empty for OpenAI's own.
+        api_key: empty for servers that want none.
+    """
+
+    model: str
+    base_url: str
+    api_key: str = field(repr=False)
+
+
+def build_embedder(config: EmbeddingConfig) -> Embedder | None:
+    """What embeds memories, with every policy around it; None where there is no model for that."""
+    if not config.model:
+        return None
+    client = OpenAIEmbeddings(config.base_url or OPENAI_BASE_URL, config.model, config.api_key or None)
+    return RestingEmbedder(RetryingEmbedder(client))
 
 
 def build_model_client(

@@ -37,7 +37,7 @@ class OperatorSettings(Protocol):
 
 
 def operator_registry(settings: OperatorSettings) -> ToolRegistry:
-    """A registry of the memory and the sandboxed tools, with the secrets, hosts, servers and profiles that tools may use.
+    """A registry of the memory and sandboxed tools, with the secrets, hosts, servers and profiles that tools may use.
 
     From now on the secrets are struck out of every line that this process logs.
 
