@@ -38,10 +38,11 @@ _PAGE = f"""
 SELECT {_COLUMNS} FROM memories WHERE tenant_id = $1 AND namespace = $2 AND key > $3 ORDER BY key LIMIT $4"""
 
 # All words of a query are too many for a sentence: any of them will do, and who has all goes first. In the text of a
-# query an operator stands between spaces, which no word has in it. Where words are excluded, `any` would mean nothing.
+# query an operator stands between spaces, which no word has in it. Where words are excluded, each of the others has to
+# be there.
 _WITH_WORDS = f"""
 WITH asked AS (
-    SELECT CASE WHEN numnode(telling) > 0 THEN telling ELSE whole END AS every
+    SELECT CASE WHEN numnode(telling) = 0 OR strpos(whole::text, '!') > 0 THEN whole ELSE telling END AS every
     FROM (SELECT websearch_to_tsquery('english', $3) AS telling, websearch_to_tsquery('memory_words', $3) AS whole) q),
 wanted AS (
     SELECT every, CASE WHEN strpos(every::text, '!') > 0 THEN every
