@@ -63,7 +63,9 @@ async def test_what_is_put_is_what_is_got(rows: MemoryRows) -> None:
     first = await rows.put(PLACE, NewMemory.of("seat", value, "Sits at the window."))
     assert first.created
     assert await rows.get(PLACE, "seat") == first.record
-    assert NewMemory("seat", first.record.value, first.record.text) == NewMemory.of("seat", value, "Sits at the window.")
+    assert NewMemory("seat", first.record.value, first.record.text) == NewMemory.of(
+        "seat", value, "Sits at the window."
+    )
     assert (first.record.namespace, first.record.embedding_model) == ("users/42", None)
     assert first.record.created_at <= first.record.updated_at
 

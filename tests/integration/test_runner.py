@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +122,23 @@ async def test_a_resume_that_cannot_be_names_its_reason() -> None:
         await runner.resume(adder(), run_id="no-such-run")
     resumed = await runner.resume(adder(), run_id=result.run_id, limits=Limits(max_steps=2))
     assert resumed.final_text == "5 and 9"
+
+
+async def test_memories_last_as_long_as_the_runner_and_are_each_users_own(tmp_path: Path) -> None:
+    (tmp_path / "note.yaml").write_text(
+        "- tool_calls: [{name: remember, arguments: {text: Likes tea.}}]\n- text: Noted.\n"
+    )
+    (tmp_path / "ask.yaml").write_text("- tool_calls: [{name: recall, arguments: {query: tea}}]\n- text: Tea it is.\n")
+    runner = Runner(RunnerConfig(scripts_dir=tmp_path))
+
+    async def said(script: str, user_id: str | None) -> Any:
+        agent = Agent(
+            "keeper", f"scripted/{script}", tools=["remember", "recall"], memory_namespace="users/{{ user_id }}"
+        )
+        (call,) = (await runner.run(agent, user_message="Go.", user_id=user_id)).tool_executions
+        return call.output if call.success else call.error
+
+    assert (await said("note", "ada"))["remembered"]
+    assert [memory["text"] for memory in (await said("ask", "ada"))["memories"]] == ["Likes tea."]
+    assert (await said("ask", "bob"))["memories"] == []
+    assert "user_id" in await said("ask", None)

@@ -38,7 +38,9 @@ def test_no_user_id_leads_to_the_place_of_another_one(one: str, other: str) -> N
 
 
 def test_placeholders_are_filled_from_the_run_over_the_agents_defaults() -> None:
-    given = agent("teams/{{ team.name }}/{{ user_id }}/{{plan}}", context_defaults={"plan": "free", "team": {"name": 1}})
+    given = agent(
+        "teams/{{ team.name }}/{{ user_id }}/{{plan}}", context_defaults={"plan": "free", "team": {"name": 1}}
+    )
     assert memory_namespace(given, {"team": {"name": "a/b %"}}, "42") == "teams/a%2Fb%20%25/42/free"
 
 
