@@ -1,4 +1,4 @@
-"""Embeddings whose nearness is that of meaning, by a small dictionary: "tea" is near "beverage", and far from "team"."""
+"""Embeddings whose nearness is that of meaning, by a small dictionary: "tea" is near "beverage", far from "team"."""
 
 from __future__ import annotations
 
