@@ -13,17 +13,26 @@ from typing import Any
 from uuid_utils.compat import uuid7
 
 from app.db.database import Database
+from app.db.memories import PostgresMemoryRows
 from app.db.metered import MeteredRunStore
 from app.db.migrate import current, missing
 from app.db.model_cache import PostgresModelCache
 from app.db.pools import Pools, PoolSizes
 from app.db.thread_store import PostgresThreads
 from app.engine.limits import SERVICE_LIMITS
+from app.engine.memories import Embedder
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.store_errors import StoreError, StoreUnavailable
 from app.event_bus.postgres import PostgresBus
-from app.llm.factory import ModelConfig, build_model_client, check_model_name, model_clients
+from app.llm.factory import (
+    EmbeddingConfig,
+    ModelConfig,
+    build_embedder,
+    build_model_client,
+    check_model_name,
+    model_clients,
+)
 from app.llm.live_replicas import LiveReplicas
 from app.llm.providers_file import read_providers
 from app.services.agent_checks import Grants
@@ -36,6 +45,7 @@ from app.services.family_stream import FamilyStreams
 from app.services.forks import ForkService
 from app.services.health import Health
 from app.services.interactions import InteractionService
+from app.services.memories import MemoryService
 from app.services.policy_modules import load_policy_modules
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
@@ -47,6 +57,7 @@ from app.telemetry.metrics import Labels, Metrics
 from app.tools.metered import MeteredTools
 from app.tools.operator_tools import operator_registry
 from app.tools.registry import ToolRegistry
+from app.worker.backfill import Backfill
 from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import UNHEARD_EVERY_S, UNWATCHED_EVERY_S, DeltaGatherer
 from app.worker.driver import DriverPorts
@@ -61,6 +72,7 @@ MIGRATIONS_LOOK_S = 1.0
 _CAPABILITIES = (
     "runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency", "interactions", "subagents",
     "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork", "structured_output", "compaction",
+    "memories",
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -80,6 +92,7 @@ class _Execution:
         tools: ToolRegistry,
         policy: PolicyEngine,
         replicas: LiveReplicas,
+        embedder: Embedder | None,
         metrics: Metrics,
     ) -> None:
         self._replicas = replicas
@@ -90,7 +103,8 @@ class _Execution:
         self.bus = PostgresBus(direct_url, owner, hears=hears)
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic, UNWATCHED_EVERY_S if hears else UNHEARD_EVERY_S)
         metered_tools = MeteredTools(tools, metrics)
-        ports = DriverPorts(store, models, metered_tools, self.bus, self._deltas, time.monotonic, policy)
+        memories = MemoryService(PostgresMemoryRows(pools.execution), embedder)
+        ports = DriverPorts(store, models, metered_tools, self.bus, self._deltas, time.monotonic, policy, memories)
         self.executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
         self.executor.accepting = False
         self.claim_loop = ClaimLoop(store, self.executor, self.bus, lambda: pools.execution.pool_use().exhausted)
@@ -105,6 +119,7 @@ class _Execution:
             metrics,
             self.watch,
             Sweeper(pools.execution, owner, _retention(settings), metrics),
+            None if embedder is None else Backfill(pools.execution, embedder, owner),
             lease_s=settings.lease_s,
             step_deadline_s=settings.step_deadline_s,
         )
@@ -140,8 +155,9 @@ class Replica:
         self._tools = tools
         cache = PostgresModelCache(pools.execution)
         self._models = build_model_client(config, cache=cache, replicas=replicas, metrics=metrics)
+        self._embedder = build_embedder(EmbeddingConfig(settings.embedding_model, *settings.embedding_server))
         self._agents = agent_service(pools.api, tools, config)
-        self._execution = _Execution(settings, pools, self._models, tools, policy, replicas, metrics)
+        self._execution = _Execution(settings, pools, self._models, tools, policy, replicas, self._embedder, metrics)
         self._draining: asyncio.Task[None] | None = None
         self.services = self._build_services(pools, policy, metrics, _about(settings, config))
         _add_gauges(metrics, pools, self._execution)
@@ -173,6 +189,7 @@ class Replica:
                 PostgresThreads(pools.api), self._models, lambda model: check_model_name(model, self._model_config)
             ),
             agents=agents,
+            memories=MemoryService(PostgresMemoryRows(pools.api), self._embedder),
             tools=ToolCatalogue(tools, tools.mcp),
             health=Health(
                 pools.readiness,
@@ -224,6 +241,8 @@ class Replica:
         await self.drain()
         await self._execution.stop()
         await self._models.aclose()
+        if self._embedder is not None:
+            await self._embedder.aclose()
         await self._tools.aclose()
 
 

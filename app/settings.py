@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _DATABASE_SCHEME = re.compile(r"^(postgresql|postgres|postgresql\+asyncpg)://")
-_SECRET = {"openai_api_key", "database_url", "database_direct_url"}
+_SECRET = {"openai_api_key", "embedding_api_key", "database_url", "database_direct_url"}
 
 
 class SettingsError(ValueError):
@@ -121,6 +121,18 @@ class Settings(BaseSettings):
         description="YAML file of model providers: servers of your own by the prefix of their models' names, limits a "
         "minute, circuit breakers. Empty: none.",
     )
+    embedding_model: str = Field(
+        default="",
+        max_length=200,
+        description="Model that memories are searched with by their meaning, such as text-embedding-3-small, the same "
+        "for all replicas. Empty: by their words alone.",
+    )
+    embedding_base_url: str = Field(
+        default="",
+        description="Where it is, any server with OpenAI's POST /embeddings: https://host/v1. "
+        "Empty: as OPENAI_BASE_URL, and with OPENAI_API_KEY unless there is a key below.",
+    )
+    embedding_api_key: SecretStr = Field(default=SecretStr(""), description="Key of that server.")
     max_concurrent_runs: int = Field(default=200, ge=1, description="Runs that one replica executes at once.")
     max_queued_runs: int = Field(
         default=100_000,
@@ -176,6 +188,17 @@ class Settings(BaseSettings):
         default="none", description="none. Traces are not exported yet; metrics are at /metrics."
     )
 
+    @property
+    def embedding_server(self) -> tuple[str, str]:
+        """Base URL and key of the server that embeds, empty where there is none.
+
+        Without one of its own it is that of the models, whose key goes nowhere else.
+        """
+        key = self.embedding_api_key.get_secret_value()
+        if self.embedding_base_url:
+            return self.embedding_base_url, key
+        return self.openai_base_url, key or self.openai_api_key.get_secret_value()
+
     @field_validator("database_url", "database_direct_url")
     @classmethod
     def _normalise_database_url(cls, url: str) -> str:
@@ -219,7 +242,7 @@ class Settings(BaseSettings):
             raise ValueError("HTTP_TOOLS=on needs the hosts that may be called, or * for any that tools may reach")
         return hosts
 
-    @field_validator("openai_base_url")
+    @field_validator("openai_base_url", "embedding_base_url")
     @classmethod
     def _check_base_url(cls, url: str) -> str:
         if not url:

@@ -10,7 +10,18 @@ from starlette.types import Lifespan
 from app.api.errors import register_error_handlers
 from app.api.middleware import RequestEdge
 from app.api.openapi import document_of
-from app.api.routes import agents, checkpoints, events, forks, interactions, run_control, runs, service, threads
+from app.api.routes import (
+    agents,
+    checkpoints,
+    events,
+    forks,
+    interactions,
+    memories,
+    run_control,
+    runs,
+    service,
+    threads,
+)
 
 _DESCRIPTION = (
     "Runs LLM agents durably: a run survives crashes, restarts and redeploys. Errors are `application/problem+json`. "
@@ -21,6 +32,7 @@ _TAGS = [
     {"name": "interactions", "description": "What runs wait for: people's answers, and results of tool calls."},
     {"name": "events", "description": "What happens in runs, live and afterwards."},
     {"name": "threads", "description": "Conversations that runs read and extend."},
+    {"name": "memories", "description": "What agents and their callers keep beyond conversations."},
     {"name": "agents", "description": "Agents and the tools that they may name."},
     {"name": "service", "description": "The service itself."},
 ]
@@ -34,7 +46,7 @@ def build_api(*, lifespan: Lifespan[FastAPI], max_body_bytes: int) -> FastAPI:
         max_body_bytes: the longest body that is read.
     """
     # Routes are given as they are: a router that is included answers every request through a second one.
-    routers = (runs, run_control, interactions, events, checkpoints, forks, threads, agents, service)
+    routers = (runs, run_control, interactions, events, checkpoints, forks, threads, memories, agents, service)
     app = FastAPI(
         title="agent-runner",
         summary="An HTTP service that runs LLM agents durably on Postgres.",

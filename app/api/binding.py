@@ -85,11 +85,12 @@ class _QueryReader:
 
     def __init__(self, model: type[BaseModel]) -> None:
         self._model = model
-        self._empty = model()
+        required = any(field.is_required() for field in model.model_fields.values())
+        self._empty = None if required else model()
         self._lists = {name for name, field in model.model_fields.items() if get_origin(field.annotation) is list}
 
     def __call__(self, request: Request) -> BaseModel:
-        if not request.scope["query_string"]:
+        if self._empty is not None and not request.scope["query_string"]:
             return self._empty
         values: dict[str, Any] = {}
         for name, value in request.query_params.multi_items():

@@ -14,9 +14,10 @@ from app.db.database import Connection
 
 
 class ChoreName(StrEnum):
-    """A chore for each row; all but the first one go through the runs that have ended, by their times."""
+    """A chore for each row; all but the first two go through the runs that have ended, by their times."""
 
     HOUSEKEEPING = "housekeeping"
+    EMBEDDINGS = "embeddings"
     RUNS = "runs"
     EVENTS = "events"
     CHECKPOINTS = "checkpoints"

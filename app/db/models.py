@@ -8,51 +8,25 @@ from __future__ import annotations
 
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     JSON,
-    BigInteger,
-    Boolean,
-    DateTime,
-    Double,
+    REAL,
+    Computed,
     Index,
     Integer,
-    LargeBinary,
-    MetaData,
-    Numeric,
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
 from sqlalchemy.dialects.postgresql import UUID as PgUuid
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-NAMING_CONVENTION = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
+from app.db.base import Base
 
 _NOW = text("clock_timestamp()")
-
-
-class Base(DeclarativeBase):
-    metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map: ClassVar[dict[Any, Any]] = {
-        UUID: PgUuid(as_uuid=True),
-        datetime: DateTime(timezone=True),
-        str: Text,
-        int: BigInteger,
-        float: Double,
-        bool: Boolean,
-        Decimal: Numeric,
-        bytes: LargeBinary,
-        dict[str, Any]: JSON,
-    }
 
 
 class Replica(Base):
@@ -415,3 +389,30 @@ class IdempotencyKey(Base):
     request_hash: Mapped[bytes]
     resource: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+
+
+class Memory(Base):
+    """A memory under a key of a namespace. `words` is what it is found by.
+
+    `embedding` is plain numbers, so that pgvector may come and go: `embedding_model` is the model that has embedded
+    the text, or, where there is no embedding, has refused to.
+    """
+
+    __tablename__ = "memories"
+    __table_args__ = (
+        Index("ix_memories_words", "words", postgresql_using="gin"),
+        Index("ix_memories_embedding_model", "embedding_model"),
+    )
+
+    tenant_id: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    namespace: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    key: Mapped[str] = mapped_column(Text(collation="C"), primary_key=True)
+    value: Mapped[Any] = mapped_column(JSON)
+    text: Mapped[str]
+    words: Mapped[Any] = mapped_column(
+        TSVECTOR, Computed("to_tsvector('memory_words'::regconfig, text)", persisted=True), nullable=False
+    )
+    embedding: Mapped[list[float] | None] = mapped_column(ARRAY(REAL))
+    embedding_model: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=_NOW)
+    updated_at: Mapped[datetime] = mapped_column(server_default=_NOW)

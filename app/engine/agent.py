@@ -20,12 +20,15 @@ from pydantic import (
 )
 
 from app.engine.limits import Limits, RunLimits
+from app.engine.memories import MAX_NAMESPACE_CHARS, NAMESPACE_PATTERN
 from app.engine.model import CachePolicy, ModelPolicies
 from app.engine.policy import Rule
 from app.engine.tool_definitions import Toolbox, ToolDefinition, ToolName
 
 AGENT_NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_-]{0,47}$"
 AgentName = Annotated[str, StringConstraints(pattern=AGENT_NAME_PATTERN)]
+PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}")
+_NAMESPACE = re.compile(NAMESPACE_PATTERN)
 DeclaredName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -34,6 +37,12 @@ def _each_once(names: list[str]) -> list[str]:
     if twice:
         raise ValueError(f"names twice: {', '.join(sorted(twice))}")
     return names
+
+
+def _is_namespace(template: str) -> str:
+    if _NAMESPACE.fullmatch(PLACEHOLDER.sub("x", template)) is None:
+        raise ValueError("should be names without spaces with single slashes between them, as in users/{{ user_id }}")
+    return template
 
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -213,6 +222,13 @@ class AgentSettings(_Data):
         "single ones are named in `tools`, as `server__tool`.",
     )
     sandbox: DeclaredName | None = Field(default=None, description="The operator's sandbox profile for its tool calls.")
+    memory_namespace: Annotated[str, AfterValidator(_is_namespace)] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_NAMESPACE_CHARS,
+        description="Where `remember` and `recall` keep and find memories, such as `users/{{ user_id }}`: filled from "
+        "the run's `context` and `user_id`. By default a namespace for each user, `agents/{name}/users/{user_id}`.",
+    )
     subagents: AgentNames = Field(default_factory=list[str], max_length=32)
     join_policy: JoinPolicy = JoinPolicy.ALL_REQUIRED
     quorum: int | None = Field(
@@ -390,18 +406,24 @@ def resolve(version: AgentVersion, overrides: AgentOverrides, defaults: RunLimit
     )
 
 
-_PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][\w-]*(?:\.[\w-]+)*)\s*\}\}")
+def value_at(path: str, context: dict[str, Any]) -> Any:
+    """What `name.path` leads to. Raises: KeyError, nowhere."""
+    value: Any = context
+    for key in path.split("."):
+        if not isinstance(value, dict):
+            raise KeyError(key)
+        value = value[key]  # pyright: ignore[reportUnknownVariableType]
+    return value  # pyright: ignore[reportUnknownVariableType]
 
 
 def fill_placeholders(text: str, context: dict[str, Any]) -> str:
     """Fill `{{ name.path }}` from `context`; nothing is evaluated, and what the context lacks is left as it stands."""
 
     def replace(match: re.Match[str]) -> str:
-        value: Any = context
-        for key in match[1].split("."):
-            if not isinstance(value, dict) or key not in value:
-                return match[0]
-            value = value[key]  # pyright: ignore[reportUnknownVariableType]
+        try:
+            value = value_at(match[1], context)
+        except KeyError:
+            return match[0]
         return value if isinstance(value, str) else orjson.dumps(value).decode()
 
-    return _PLACEHOLDER.sub(replace, text)
+    return PLACEHOLDER.sub(replace, text)

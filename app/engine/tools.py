@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from app.engine.effects import ToolEffect
+from app.engine.memories import AgentMemories
 from app.engine.tool_definitions import Toolbox
 
 DEFAULT_TTL_S = 3600.0
@@ -48,6 +49,11 @@ def _nobody_listens(_message: str, _data: Any) -> None:
     pass
 
 
+def no_memories() -> AgentMemories:
+    """Of a call that no run has made."""
+    raise ValueError("there are no memories outside of a run")
+
+
 @dataclass(frozen=True, slots=True)
 class ToolInvocation:
     """One call, as handed to the tool port.
@@ -60,6 +66,7 @@ class ToolInvocation:
         sanitize: whether what the model reads is neutralised and fenced as untrusted data.
         sandbox: the name of the operator's profile that bounds the call; None for none.
         progress: tells readers of the run how far the call is (a message, and JSON data or None); from any thread.
+        memories: finds the memories of the run's namespace; raises ValueError if it has none.
     """
 
     run_id: str
@@ -76,6 +83,7 @@ class ToolInvocation:
     sanitize: bool = True
     sandbox: str | None = None
     progress: Callable[[str, Any], None] = _nobody_listens
+    memories: Callable[[], AgentMemories] = no_memories
 
 
 @dataclass(frozen=True, slots=True)

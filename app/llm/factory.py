@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.engine.memories import Embedder
 from app.engine.model import ModelClient
 from app.llm.cache import CacheClient, ModelCache
 from app.llm.circuit_breaker import CircuitBreakerClient
 from app.llm.coalescing import CoalescingClient
 from app.llm.demo import DEMO_MODELS, DemoClient
+from app.llm.embedding_policies import RestingEmbedder, RetryingEmbedder
+from app.llm.embeddings import OpenAIEmbeddings
 from app.llm.fallback import FallbackClient
 from app.llm.hedging import HedgingClient
 from app.llm.litellm_client import LiteLLMClient
@@ -30,7 +33,15 @@ from app.llm.scripted import ScriptFiles
 from app.llm.timeouts import TimeoutClient
 from app.telemetry.metrics import Metrics
 
-__all__ = ["ModelConfig", "build_model_client", "check_model_name", "known_prefix", "model_clients"]
+__all__ = [
+    "EmbeddingConfig",
+    "ModelConfig",
+    "build_embedder",
+    "build_model_client",
+    "check_model_name",
+    "known_prefix",
+    "model_clients",
+]
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 
@@ -52,6 +63,29 @@ class ModelConfig:
     scripts_dir: Path | None = None
     demo_word_delay_s: float = 0.015
     providers: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingConfig:
+    """What the settings say about embeddings.
+
+    Args:
+        model: sent as it is; empty for none.
+        base_url: up to and including the version; empty for OpenAI's own.
+        api_key: empty for servers that want none.
+    """
+
+    model: str
+    base_url: str
+    api_key: str = field(repr=False)
+
+
+def build_embedder(config: EmbeddingConfig) -> Embedder | None:
+    """What embeds memories, with every policy around it; None where there is no model for that."""
+    if not config.model:
+        return None
+    client = OpenAIEmbeddings(config.base_url or OPENAI_BASE_URL, config.model, config.api_key or None)
+    return RestingEmbedder(RetryingEmbedder(client))
 
 
 def build_model_client(

@@ -49,7 +49,7 @@ class OpenAICompatibleClient:
         self._provider = provider
         self._now = now
         self._end_grace_s = end_grace_s
-        self._proxy = _proxy_for(self._url)
+        self._proxy = proxy_for(self._url)
         self._tools = ToolsJson()
         self._session: aiohttp.ClientSession | None = None
         self._for_openai = self._url.host == "api.openai.com"
@@ -153,6 +153,6 @@ class OpenAICompatibleClient:
         return message.replace(self._api_key, "***") if self._api_key else message
 
 
-def _proxy_for(url: URL) -> str | None:
+def proxy_for(url: URL) -> str | None:
     """The proxy that the environment names for this host; asked once, as it stays while the process lives."""
     return None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)

@@ -14,6 +14,7 @@ from uuid_utils.compat import uuid7
 from app.engine.events import EventType, StoredEvent
 from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import RunLimits
+from app.engine.memories import Embedder, MemoryRows
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.ports import RunStore
@@ -21,6 +22,7 @@ from app.engine.store_errors import StoreError
 from app.event_bus.memory import MemoryBus
 from app.runner.config import RunnerConfig
 from app.services.errors import Conflict
+from app.services.memories import MemoryService
 from app.services.run_control import RunControl
 from app.telemetry.logs import get_logger
 from app.tools.registry import ToolRegistry
@@ -46,6 +48,8 @@ class Engine:
     def __init__(
         self,
         store: RunStore,
+        memories: MemoryRows,
+        embedder: Embedder | None,
         models: ModelClient,
         tools: ToolRegistry,
         config: RunnerConfig,
@@ -64,7 +68,9 @@ class Engine:
         self.models = models
         self._shared_client = shared_client
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic)
-        ports = DriverPorts(store, models, tools, self.bus, self._deltas, time.monotonic, policy)
+        self._embedder = embedder
+        kept = MemoryService(memories, embedder)
+        ports = DriverPorts(store, models, tools, self.bus, self._deltas, time.monotonic, policy, kept)
         self.executor = LocalExecutor(ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits)
         self.bus.on_control(self.executor.signal)
         self.bus.on_wake(self.executor.wake)
@@ -84,6 +90,8 @@ class Engine:
         await asyncio.gather(*self._tasks, *self._questions, return_exceptions=True)
         await self._deltas.stop()
         await self.tools.aclose()
+        if self._embedder is not None:
+            await self._embedder.aclose()
         if not self._shared_client:
             await self.models.aclose()
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from uuid_utils.compat import uuid7
 
-from app.db.memory import MemoryStore
+from app.db.memory import InMemoryRows, MemoryStore
 from app.engine.agent import AgentOverrides, AgentVersion, InteractionMode, resolve
 from app.engine.compaction import KEEP_LAST
 from app.engine.first_write import first_write
@@ -22,7 +22,7 @@ from app.engine.ports import RunStore, ThreadStore
 from app.engine.records import NewRun
 from app.engine.result import AgentResult
 from app.engine.store_errors import RunConflict
-from app.llm.factory import ModelConfig, build_model_client, check_model_name
+from app.llm.factory import EmbeddingConfig, ModelConfig, build_embedder, build_model_client, check_model_name
 from app.llm.memory_cache import MemoryModelCache
 from app.llm.providers_file import read_providers
 from app.runner.agent import Agent
@@ -43,7 +43,7 @@ class AgentStore(RunStore, ThreadStore, Protocol):
 
 
 class Runner:
-    """Runs agents in this process. Threads last as long as the store.
+    """Runs agents in this process. Threads last as long as the store, and memories as long as the runner.
 
     Use it as an async context manager to keep connections to the model between runs; without that, each run opens and
     closes its own.
@@ -69,6 +69,7 @@ class Runner:
         self._config = config or RunnerConfig()
         self._limits = RunLimits().replaced(self._config.limits)
         self._store = store or MemoryStore(limits=self._limits)
+        self._memories = InMemoryRows()
         self._model_client = model_client
         self._policy = policy_engine or PolicyEngine()
         self._ask = ask
@@ -98,10 +99,20 @@ class Runner:
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
+        user_id: str | None = None,
     ) -> AgentResult:
-        """Run to the end and answer with the result, whatever state the run ends in."""
+        """Run to the end and answer with the result, whatever state the run ends in.
+
+        Args:
+            user_id: whose memories the agent keeps and finds.
+        """
         handle = await self.run_handle(
-            agent, user_message=user_message, thread_id=thread_id, context=context, limits=limits
+            agent,
+            user_message=user_message,
+            thread_id=thread_id,
+            context=context,
+            limits=limits,
+            user_id=user_id,
         )
         return await handle.await_result()
 
@@ -113,10 +124,16 @@ class Runner:
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
+        user_id: str | None = None,
     ) -> RunStream:
         """Run and hand out the events: an async iterator, whose `result` is there when it has ended."""
         handle = await self.run_handle(
-            agent, user_message=user_message, thread_id=thread_id, context=context, limits=limits
+            agent,
+            user_message=user_message,
+            thread_id=thread_id,
+            context=context,
+            limits=limits,
+            user_id=user_id,
         )
         return RunStream(handle)
 
@@ -128,13 +145,14 @@ class Runner:
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
+        user_id: str | None = None,
     ) -> RunHandle:
         """Start a run and answer with a handle to it."""
         engine = self._enter()
         try:
             version = self._keep(agent, engine)
             await engine.tools.settled(agent.definition.tools)
-            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits)
+            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits, user_id)
             owner = engine.executor.owner if engine.executor.has_room() else None
             created = await self._store.create(new, owner=owner)
         except BaseException:
@@ -215,10 +233,13 @@ class Runner:
         if self._engine is None or self._engine.loop is not loop:
             client = self._model_client or build_model_client(self._model_config(), cache=self._cache)
             shared = self._model_client is not None
+            settings = Settings.load()
             self._engine = Engine(
                 self._store,
+                self._memories,
+                build_embedder(EmbeddingConfig(settings.embedding_model, *settings.embedding_server)),
                 client,
-                operator_registry(Settings.load()),
+                operator_registry(settings),
                 self._config,
                 self._limits,
                 self._policy,
@@ -243,6 +264,7 @@ class Runner:
         thread_id: str | None,
         context: Mapping[str, Any],
         limits: Limits | None,
+        user_id: str | None,
     ) -> NewRun:
         mode = None if self._ask is None else InteractionMode.EXTERNAL
         overrides = AgentOverrides(limits=limits, interaction_mode=mode)
@@ -256,6 +278,7 @@ class Runner:
             input=message,
             overrides=overrides,
             context=context,
+            user_id=user_id,
             opening=None if thread_id else first_write(resolved, context, message, engine.tools, self._policy),
         )
 

@@ -11,6 +11,7 @@ from app.services.family_stream import FamilyStreams
 from app.services.forks import ForkService
 from app.services.health import Health
 from app.services.interactions import InteractionService
+from app.services.memories import MemoryService
 from app.services.run_queries import RunQueries
 from app.services.runs import RunService
 from app.services.threads import ThreadService
@@ -29,6 +30,7 @@ class Services:
     threads: ThreadService
     compaction: CompactionService
     agents: AgentService
+    memories: MemoryService
     tools: ToolCatalogue
     health: Health
     metrics: Metrics

@@ -11,6 +11,7 @@ from app.telemetry.logs import redact_logs
 from app.tools.egress import Allowance, Egress
 from app.tools.http_tools import HttpTools
 from app.tools.mcp_servers import McpServers, read_declarations
+from app.tools.memory_tools import recall, remember
 from app.tools.registry import ToolRegistry
 from app.tools.sandbox.profile import Sandboxes
 from app.tools.sandbox.tools import sandbox_tools
@@ -36,7 +37,7 @@ class OperatorSettings(Protocol):
 
 
 def operator_registry(settings: OperatorSettings) -> ToolRegistry:
-    """A registry of the sandboxed tools, with the secrets, hosts, servers and profiles that tools may use.
+    """A registry of the memory and sandboxed tools, with the secrets, hosts, servers and profiles that tools may use.
 
     From now on the secrets are struck out of every line that this process logs.
 
@@ -49,7 +50,7 @@ def operator_registry(settings: OperatorSettings) -> ToolRegistry:
     servers = read_declarations(settings.mcp_servers_file) if settings.mcp_servers_file else {}
     egress = Egress(Allowance.parse(settings.egress_allow))
     return ToolRegistry(
-        sandbox_tools(sandboxes),
+        [remember, recall, *sandbox_tools(sandboxes)],
         secrets=secrets,
         sandboxes=sandboxes,
         mcp=McpServers(servers, secrets, egress) if servers else None,

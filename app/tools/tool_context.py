@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.engine.tools import ToolInvocation
+from app.engine.memories import AgentMemories
+from app.engine.tools import ToolInvocation, no_memories
 
 
 def _nobody_listens(_message: str, _data: Any) -> None:
@@ -25,6 +26,7 @@ class ToolContext:
         metadata: the run's metadata, a copy likewise.
         sandbox: the name of the operator's profile that bounds the agent's calls, or None.
         secrets: those that the tool declared with `@tool(secrets=[...])`, by name.
+        memories: gives the memories of the run's namespace; raises ValueError if the run lacks what they are kept by.
     """
 
     run_id: str
@@ -37,6 +39,7 @@ class ToolContext:
     sandbox: str | None = None
     secrets: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     progress: Callable[[str, Any], None] = field(default=_nobody_listens, repr=False)
+    memories: Callable[[], AgentMemories] = field(default=no_memories, repr=False)
 
     @classmethod
     def of(cls, invocation: ToolInvocation, secrets: Mapping[str, str] | None = None) -> ToolContext:
@@ -52,6 +55,7 @@ class ToolContext:
             sandbox=invocation.sandbox,
             secrets=secrets or {},
             progress=invocation.progress,
+            memories=invocation.memories,
         )
 
     def emit_progress(self, message: str, data: Any = None) -> None:

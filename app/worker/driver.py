@@ -25,6 +25,7 @@ from app.engine.delegation import delegate_specs
 from app.engine.errors import RunError
 from app.engine.events import Event, EventType, RunIdentity, WarningCode
 from app.engine.limits import LimitCode
+from app.engine.memories import Memories
 from app.engine.messages import Message, ThreadMessage
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.moves import CallMove, moves_of
@@ -64,6 +65,7 @@ class DriverPorts:
     deltas: DeltaGatherer
     clock: Callable[[], float]
     policy: PolicyEngine
+    memories: Memories
 
 
 class RunDriver:
@@ -161,13 +163,11 @@ class RunDriver:
     async def give_up(self, error: RunError) -> None:
         """End the run as failed after a defect of ours, so that it does not hang."""
         self._batch.cancel()
-        failed = finished(self._state, RunStatus.FAILED, error.message, error)
-        await self._carry_out(lambda _: Transition(failed))
+        await self._carry_out(lambda _: Transition(finished(self._state, RunStatus.FAILED, error.message, error)))
 
     async def release(self) -> None:
         """Give the run back to the queue, for another replica to go on from the last commit."""
-        fence = await self._deltas.settle()
-        await self._ports.store.release(fence, self._elapsed())
+        await self._ports.store.release(await self._deltas.settle(), self._elapsed())
 
     async def _gather_tools(self) -> None:
         """Learn which tools the model may call: the agent's own, and one for each of its subagents."""
@@ -402,8 +402,8 @@ class RunDriver:
             with suppress(RuntimeError):  # the loop is gone: so is whoever could be told
                 self._loop.call_soon_threadsafe(self._note, call.index, event)
 
-        run, agent = self._start.run, self._agent.definition
-        return invocation_of(call, step, run, agent, self._allowed_tools, progress)
+        run, ports = self._start.run, self._ports
+        return invocation_of(call, step, run, self._agent.definition, self._allowed_tools, ports.memories, progress)
 
     def _note(self, index: int, event: Event) -> None:
         """Put a fact about a call under way into the log; calls that have ended have nothing more to say."""

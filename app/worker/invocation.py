@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from app.engine.agent import AgentDefinition
+from app.engine.memories import AgentMemories, Memories, MemoryPlace
+from app.engine.memory_namespace import memory_namespace
 from app.engine.records import RunRecord
 from app.engine.state import OpenCall
 from app.engine.tools import ToolInvocation
@@ -17,6 +19,7 @@ def invocation_of(
     run: RunRecord,
     agent: AgentDefinition,
     allowed_tools: frozenset[str],
+    memories: Memories,
     progress: Callable[[str, Any], None],
 ) -> ToolInvocation:
     """
@@ -24,6 +27,11 @@ def invocation_of(
         allowed_tools: all that the run may call.
         progress: takes what the tool tells while it works, from any thread.
     """
+
+    def of_this_run() -> AgentMemories:
+        namespace = memory_namespace(agent, run.context, run.user_id)
+        return AgentMemories(memories, MemoryPlace(run.tenant_id, namespace))
+
     return ToolInvocation(
         run_id=run.run_id,
         thread_id=run.thread_id,
@@ -39,4 +47,5 @@ def invocation_of(
         sanitize=agent.sanitize_tool_output,
         sandbox=agent.sandbox,
         progress=progress,
+        memories=of_this_run,
     )

@@ -14,6 +14,7 @@ from app.event_bus.postgres import PostgresBus
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Metrics
 from app.telemetry.recurring import Recurring
+from app.worker.backfill import Backfill
 from app.worker.claim_loop import ClaimLoop
 from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
@@ -35,6 +36,7 @@ class Worker:
     """Everything that a replica does besides answering requests. `start` and `stop` are called once each.
 
     Args:
+        backfill: embeds memories; None where there is no model for that.
         lease_s: seconds after which a replica that was not heard of counts as dead.
         step_deadline_s: seconds without progress after which a run is reported as stalled.
     """
@@ -50,6 +52,7 @@ class Worker:
         metrics: Metrics,
         watch: Watch,
         sweeper: Sweeper,
+        backfill: Backfill | None,
         *,
         lease_s: float,
         step_deadline_s: float,
@@ -62,6 +65,7 @@ class Worker:
         self._lease = lease
         self._watch = watch
         self._sweeper = sweeper
+        self._backfill = backfill
         self._own_runs = OwnRuns(database, executor, bus, lease)
         self._guard = LeaseGuard(lease, executor, metrics, watch, self._own_runs.dropped)
         self._recovery = Recovery(database, executor.owner, bus, lease, lease_s, metrics)
@@ -90,6 +94,8 @@ class Worker:
             self._every("stalls", LOOK_EVERY_S, self._stalls.look),
             self._sweeper.start(),
         ]
+        if self._backfill is not None:
+            self._tasks.append(self._backfill.start())
         for task in (self._bus.task, *self._tasks):
             self._watch.over(task)
 

@@ -46,6 +46,14 @@ class Model:
         """Have what is not scripted answered by a function, which is called on the server's thread."""
         self._ask(lambda: setattr(self._server, "answer", by))
 
+    def break_embeddings(self, fault: Callable[[dict[str, Any]], Reply | None]) -> None:
+        """See `ModelServer.break_embeddings`."""
+        self._ask(lambda: self._server.break_embeddings(fault))
+
+    def embedding_requests(self) -> list[dict[str, Any]]:
+        """The bodies of requests for embeddings since the last reset."""
+        return self._ask(lambda: [request.body for request in self._server.embedding_requests])
+
     def reset(self) -> None:
         """Forget what was scripted and what was received."""
         httpx.post(self.base_url.removesuffix("/v1") + "/reset", trust_env=False, verify=False).raise_for_status()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,3 +173,23 @@ async def test_a_thread_is_compacted_and_goes_on_from_its_summary() -> None:
     assert last.text() == "Two."
     with pytest.raises(NotFound):
         await runner.compact_thread(thread_id="nowhere")
+
+
+async def test_memories_last_as_long_as_the_runner_and_are_each_users_own(tmp_path: Path) -> None:
+    (tmp_path / "note.yaml").write_text(
+        "- tool_calls: [{name: remember, arguments: {text: Likes tea.}}]\n- text: Noted.\n"
+    )
+    (tmp_path / "ask.yaml").write_text("- tool_calls: [{name: recall, arguments: {query: tea}}]\n- text: Tea it is.\n")
+    runner = Runner(RunnerConfig(scripts_dir=tmp_path))
+
+    async def said(script: str, user_id: str | None) -> Any:
+        agent = Agent(
+            "keeper", f"scripted/{script}", tools=["remember", "recall"], memory_namespace="users/{{ user_id }}"
+        )
+        (call,) = (await runner.run(agent, user_message="Go.", user_id=user_id)).tool_executions
+        return call.output if call.success else call.error
+
+    assert (await said("note", "ada"))["remembered"]
+    assert [memory["text"] for memory in (await said("ask", "ada"))["memories"]] == ["Likes tea."]
+    assert (await said("ask", "bob"))["memories"] == []
+    assert "user_id" in await said("ask", None)

@@ -1,4 +1,5 @@
-"""The model server: POST /v1/chat/completions and GET /v1/models as OpenAI has them, with faults on demand.
+"""The model server: POST /v1/chat/completions and /v1/embeddings, and GET /v1/models, as OpenAI has them, with faults
+on demand.
 
 For other processes: POST /script takes a list of replies as JSON, GET /requests tells what was received,
 POST /reset forgets both.
@@ -20,6 +21,7 @@ import orjson
 from aiohttp import web
 
 from tests.model_server.conventions import conventional_reply
+from tests.model_server.embeddings import embeddings_answer
 from tests.model_server.reply import Reply
 
 _KEPT_REQUESTS = 1000
@@ -40,8 +42,9 @@ class ModelServer:
     """Answers by the script while it lasts, then by the conventions for model names.
 
     Attributes:
-        requests: the last ones received, oldest first.
+        requests: the last completions that were asked for, oldest first.
         answer: what answers a request when the script has ended; by the conventions unless it is replaced.
+        embedding_requests: the last embeddings that were asked for.
         connections: TCP connections that carried a request.
         open: requests being answered.
         aborted: requests whose client left before the answer was whole.
@@ -50,11 +53,13 @@ class ModelServer:
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._host, self._port = host, port
         self._script: deque[Reply] = deque()
+        self._embedding_fault: Callable[[dict[str, Any]], Reply | None] = no_fault
         self._runner: web.AppRunner | None = None
         self._changed = asyncio.Condition()
         self._connection_numbers: dict[Any, int] = {}  # by the client's address and port
         self.requests: deque[RecordedRequest] = deque(maxlen=_KEPT_REQUESTS)
         self.answer: Callable[[RecordedRequest], Reply] = _conventional
+        self.embedding_requests: deque[RecordedRequest] = deque(maxlen=_KEPT_REQUESTS)
         self.open = 0
         self.aborted = 0
 
@@ -70,6 +75,10 @@ class ModelServer:
         """Queue answers, one for each coming request."""
         self._script.extend(r if isinstance(r, Reply) else Reply.from_json(r) for r in replies)
 
+    def break_embeddings(self, fault: Callable[[dict[str, Any]], Reply | None]) -> None:
+        """Answer requests for embeddings by their body with a `Reply`'s status, body and delay, or None for as ever."""
+        self._embedding_fault = fault
+
     async def until(self, condition: Callable[[Self], bool], timeout_s: float = 10.0) -> None:
         """Wait for a state of the server, such as `lambda server: server.aborted == 1`."""
         async with asyncio.timeout(timeout_s), self._changed:
@@ -78,6 +87,7 @@ class ModelServer:
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 * 1024 * 1024)
         app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/embeddings", self._embed)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/script", self._take_script)
         app.router.add_get("/requests", self._show_requests)
@@ -96,7 +106,7 @@ class ModelServer:
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = orjson.loads(await request.read())
-        recorded = await self._begin(request, body)
+        recorded = await self._begin(request, body, self.requests)
         try:
             reply = self._script.popleft() if self._script else self.answer(recorded)
             if reply.delay_s:
@@ -122,12 +132,27 @@ class ModelServer:
             self.open -= 1
             await asyncio.shield(self._notify())
 
-    async def _begin(self, request: web.Request, body: dict[str, Any]) -> RecordedRequest:
+    async def _embed(self, request: web.Request) -> web.Response:
+        body = orjson.loads(await request.read())
+        await self._begin(request, body, self.embedding_requests)
+        try:
+            reply = self._embedding_fault(body)
+            if reply is None:
+                return web.Response(body=orjson.dumps(embeddings_answer(body)), content_type="application/json")
+            await asyncio.sleep(reply.delay_s)
+            return web.Response(
+                status=reply.status, body=reply.body_bytes(), content_type=reply.content_type, headers=reply.headers
+            )
+        finally:
+            self.open -= 1
+            await asyncio.shield(self._notify())
+
+    async def _begin(self, request: web.Request, body: dict[str, Any], log: deque[RecordedRequest]) -> RecordedRequest:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         number = self._connection_numbers.setdefault(peer, len(self._connection_numbers) + 1)
         headers = {name.lower(): value for name, value in request.headers.items()}
         recorded = RecordedRequest(body, headers, number, time.monotonic())
-        self.requests.append(recorded)
+        log.append(recorded)
         self.open += 1
         await self._notify()
         return recorded
@@ -177,13 +202,19 @@ class ModelServer:
     async def _reset(self, request: web.Request) -> web.Response:
         self._script.clear()
         self.answer = _conventional
+        self._embedding_fault = no_fault
         self.requests.clear()
+        self.embedding_requests.clear()
         self.aborted = 0
         return web.json_response({})
 
 
 def _conventional(request: RecordedRequest) -> Reply:
     return conventional_reply(request.body)
+
+
+def no_fault(_body: dict[str, Any]) -> Reply | None:
+    return None
 
 
 def _cut(request: web.Request, *, reset: bool) -> None:

@@ -4,6 +4,7 @@ It keeps every promise that the Postgres store keeps, but for the one that needs
 event loop: no method awaits between reading and writing, so each is a transaction of its own.
 """
 
+from app.db.memory.memories import InMemoryRows
 from app.db.memory.store import MemoryStore
 
-__all__ = ["MemoryStore"]
+__all__ = ["InMemoryRows", "MemoryStore"]

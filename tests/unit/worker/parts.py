@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
-from app.db.memory import MemoryStore
+from app.db.memory import InMemoryRows, MemoryStore
 from app.engine.agent import AgentDefinition, AgentVersion
 from app.engine.messages import Message, Role, ToolCall
 from app.engine.model import FinishReason, ModelEvent, ModelRequest, ModelResponse
@@ -18,6 +18,7 @@ from app.engine.ports import RunStore
 from app.engine.records import NewRun
 from app.engine.usage import Usage
 from app.event_bus.memory import MemoryBus
+from app.services.memories import MemoryService
 from app.tools.function_tool import FunctionTool
 from app.tools.registry import ToolRegistry
 from app.worker.deltas import DeltaGatherer
@@ -63,7 +64,8 @@ class Parts:
         self.bus = MemoryBus()
         self.tools = ToolRegistry(tools)
         self.deltas = DeltaGatherer(self.store, self.bus, clock)
-        ports = DriverPorts(self.store, self.model, self.tools, self.bus, self.deltas, clock, PolicyEngine())
+        memories = MemoryService(InMemoryRows(), None)
+        ports = DriverPorts(self.store, self.model, self.tools, self.bus, self.deltas, clock, PolicyEngine(), memories)
         self.executor = LocalExecutor(ports, str(uuid4()), max_runs=max_runs)
 
     async def __aenter__(self) -> Parts:
