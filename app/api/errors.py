@@ -28,6 +28,7 @@ from app.api.request_id import request_id_of
 from app.db.conflicts import NotNow, TransactionUndone
 from app.engine.store_errors import (
     AgentChanged,
+    CompactedMeanwhile,
     IdempotencyMismatch,
     InteractionDecided,
     InteractionNotFound,
@@ -153,6 +154,7 @@ CODES: Mapping[type[Exception], ProblemCode] = {
     LimitReached: ProblemCode.LIMIT_REACHED,
     ThreadBusy: ProblemCode.THREAD_BUSY,
     ThreadExists: ProblemCode.CONFLICT,
+    CompactedMeanwhile: ProblemCode.CONFLICT,
     IdempotencyMismatch: ProblemCode.IDEMPOTENCY_MISMATCH,
     InteractionNotFound: ProblemCode.NOT_FOUND,
     InteractionDecided: ProblemCode.CONFLICT,
@@ -220,7 +222,7 @@ async def _known(request: Request, error: Exception) -> Response:
             return problem(request, code, str(error), errors=[header])
         case Conflict() | RunConflict():
             return problem(request, code, str(error), current_status=error.current_status)
-        case InteractionDecided() | ResultConflict():
+        case InteractionDecided() | ResultConflict() | CompactedMeanwhile():
             return problem(request, code, str(error), current_status=None)
         case EventsTrimmed():
             return problem(request, code, str(error), first_seq=error.first_seq)

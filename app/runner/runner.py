@@ -203,7 +203,7 @@ class Runner:
             purge: whether the messages that the summary stands for are deleted.
 
         Raises:
-            NotFound, ThreadBusy, Conflict, Invalid, ModelUnavailable: see `CompactionService.compact`.
+            NotFound, ThreadBusy, CompactedMeanwhile, Invalid, ModelUnavailable: see `CompactionService.compact`.
         """
         engine = self._enter()
         try:

@@ -12,11 +12,11 @@ from app.engine.errors import ModelError
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.ports import ThreadStore
 from app.engine.records import ThreadView
-from app.engine.store_errors import CompactedMeanwhile, ThreadBusy
+from app.engine.store_errors import ThreadBusy
 from app.engine.usage import Usage
 from app.llm.summary import summarise
 from app.llm.token_estimate import message_tokens
-from app.services.errors import Conflict, Invalid, ModelUnavailable, NotFound
+from app.services.errors import Invalid, ModelUnavailable, NotFound
 
 MOST_S = 300.0
 
@@ -76,7 +76,7 @@ class CompactionService:
         Raises:
             NotFound: there is no such thread.
             ThreadBusy: a run has it, or took it meanwhile.
-            Conflict: it was compacted meanwhile.
+            CompactedMeanwhile: it was compacted by others while the model wrote.
             Invalid: the model cannot be used, or none is known.
             ModelUnavailable: the model did not write a summary.
         """
@@ -104,7 +104,7 @@ class CompactionService:
         except TimeoutError:
             raise ModelUnavailable(f"the summary was not written within {MOST_S:g} s") from None
         made = NewCompaction(parted.upto_seq, summary.text)
-        await self._keep(view, made, parted.upto_seq if command.purge else None)
+        await self._threads.compact(view.thread_key, made, purge_upto=parted.upto_seq if command.purge else None)
         old = sum(message_tokens(entry.message) for entry in parted.old)
         return ThreadCompacted(
             summary=summary.text,
@@ -120,12 +120,6 @@ class CompactionService:
         """Nothing to put into a summary; what one stands for already may still be purged."""
         first = view.messages[0] if view.messages and is_summary(view.messages[0]) else None
         if command.purge and first is not None:
-            await self._keep(view, None, first.seq)
+            await self._threads.compact(view.thread_key, None, purge_upto=first.seq)
         text = None if first is None else summary_of(first)
         return ThreadCompacted(text, 0, tokens, tokens, None, Usage(), Decimal(0))
-
-    async def _keep(self, view: ThreadView, compaction: NewCompaction | None, purge_upto: int | None) -> None:
-        try:
-            await self._threads.compact(view.thread_key, compaction, purge_upto=purge_upto)
-        except CompactedMeanwhile as error:
-            raise Conflict(str(error)) from error

@@ -42,6 +42,7 @@ OPERATIONS = {
     "GET /threads/{thread_id}/messages": "list_messages",
     "POST /threads/{thread_id}/messages": "append_message",
     "GET /threads/{thread_id}/runs": "list_thread_runs",
+    "POST /threads/{thread_id}/compact": "compact_thread",
     "POST /threads/{thread_id}/copy": "copy_thread",
     "GET /threads/{thread_id}/events": "stream_thread_events",
     "PUT /memories": "put_memory",
