@@ -80,6 +80,15 @@ async def test_calls_go_in_the_order_in_which_they_came(server: ModelServer) -> 
     ]
 
 
+async def test_a_small_call_does_not_overtake_one_that_waits_for_more(server: ModelServer) -> None:
+    server.script([Reply(delay_s=0.3), Reply(), Reply()])
+    async with _limited(server, RateLimit(tokens=100, wait_s=60), rate_window_s=600.0) as client:
+        sizes = (("first", 60), ("big", 60), ("small", 1))
+        calls = [await begun(client, a_request(text, settings={"max_tokens": tokens})) for text, tokens in sizes]
+        await asyncio.gather(*calls)
+    assert await _asked(server) == ["first", "big", "small"]
+
+
 async def test_a_call_that_cannot_have_its_turn_in_time_is_told_so_at_once(server: ModelServer) -> None:
     async with _limited(server, RateLimit(requests=1, wait_s=0.5)) as client:
         await answer_of(client, _text(1))
