@@ -28,6 +28,7 @@ from app.engine.limits import LimitCode
 from app.engine.memories import Memories
 from app.engine.messages import Message, ThreadMessage
 from app.engine.model import ModelClient, ModelRequest
+from app.engine.model_answer import charge
 from app.engine.moves import CallMove, moves_of
 from app.engine.outcomes import ActionOutcome, AttemptBegan, CallsMoved, ModelResponded
 from app.engine.ownership import Committed, Fence, Woken, Write
@@ -227,8 +228,9 @@ class RunDriver:
         seconds = self._agent.limits.max_wall_time_s
         message = f"the run was active for its limit of {seconds:g} s (max_wall_time_s)"
         error = RunError(LimitCode.WALL_TIME.value, message, retryable=True)
-        ended = finished(self._state, RunStatus.INTERRUPTED, self._caller.text, error)
-        return await self._carry_out(lambda _: Transition(ended))
+        charged = charge(self._state, self._caller.broken_off())
+        ended = charged.then(Transition(finished(charged.state, RunStatus.INTERRUPTED, self._caller.text, error)))
+        return await self._carry_out(lambda _: ended)
 
     async def _within_wall_time(self, action: CallModel | Compact | ExecuteTools) -> ActionOutcome | None:
         """Perform an action; None if the run's time was up before it ended. Commits are never cut off, only actions."""

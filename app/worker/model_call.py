@@ -20,6 +20,8 @@ from app.engine.model import (
     ToolCallDelta,
 )
 from app.engine.outcomes import ModelFailed, ModelResponded
+from app.llm.priced import spend_of
+from app.llm.token_estimate import estimate_input
 from app.worker.deltas import DeltaGatherer, DeltaLog
 
 
@@ -48,19 +50,32 @@ class ModelCaller:
         self._on_notice = on_notice
         self._clock = clock
         self._text: list[str] = []
+        self._chars = 0  # of all that the open call has said
+        self._open: ModelRequest | None = None
+        self._spent: list[Spend] = []
 
     @property
     def text(self) -> str:
         """What the open, or the last, call has said so far."""
         return "".join(self._text)
 
+    def broken_off(self) -> tuple[Spend, ...]:
+        """What a call took that was broken off in the middle; nothing where none was, or it had not said anything."""
+        request, self._open = self._open, None
+        if request is None:
+            return ()
+        said = f"a call of {request.model} was broken off"
+        last = (spend_of(request.model, estimate_input(request), self._chars, said),) if self._chars else ()
+        return (*self._spent, *last)
+
     async def call(self, request: ModelRequest, step: int) -> ModelResponded | ModelFailed:
         """Call the model; how it went."""
         started = self._clock()
-        self._text = []
+        self._text, self._chars = [], 0
+        self._open, self._spent = request, []
+        spent = self._spent
         self._deltas.step = step
         response: ModelResponse | None = None
-        spent: list[Spend] = []
         try:
             async with aclosing(self._models.stream(request)) as events:
                 async for event in events:
@@ -70,7 +85,7 @@ class ModelCaller:
                         case ModelResponse():
                             response = event
                         case StreamRestarted(reason):
-                            self._text = []
+                            self._text, self._chars = [], 0
                             await self._on_restart(reason)
                         case Spend():
                             spent.append(event)
@@ -79,9 +94,11 @@ class ModelCaller:
                         case _:
                             assert_never(event)
         except ModelError as error:
+            self._open = None
             if error.spent is not None:
                 spent.append(error.spent)
             return ModelFailed(error, tuple(spent))
+        self._open = None
         if response is None:
             unended = ModelError(ModelErrorCode.INVALID_RESPONSE, "the model's answer never ended")
             return ModelFailed(unended, tuple(spent))
@@ -90,11 +107,14 @@ class ModelCaller:
     def _add(self, event: TextDelta | ReasoningDelta | ToolCallDelta) -> None:
         match event:
             case TextDelta(text):
+                self._chars += len(text)
                 self._text.append(text)
                 self._deltas.add(EventType.TEXT_DELTA, text)
             case ReasoningDelta(text):
+                self._chars += len(text)
                 self._deltas.add(EventType.REASONING_DELTA, text)
             case ToolCallDelta():
+                self._chars += len(event.name) + len(event.delta)
                 self._deltas.add(EventType.TOOL_CALL_DELTA, event.delta, (event.tool_call_id, event.name))
             case _:
                 assert_never(event)

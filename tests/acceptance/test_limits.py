@@ -98,6 +98,21 @@ async def test_the_time_limit_interrupts_a_run_in_the_middle_of_a_model_call(cli
     assert (done["status"], done["result"]["final_text"]) == ("completed", "Just in time.")
 
 
+async def test_what_a_call_took_that_the_time_limit_broke_off_is_counted_and_said_to_be_an_estimate(
+    client: Client, model: Model
+) -> None:
+    half = Reply(text=["Once upon ", "a time, "], finish_reason=None, usage=None, done=False, hold=True)
+    model.script(half)
+    run = await client.create_and_wait(agent=an_agent(), input="Tell me.", limits={"max_wall_time_s": 1})
+    assert (run["status"], run["result"]["final_text"]) == ("interrupted", "Once upon a time, ")
+    usage = run["result"]["usage_aggregate"]
+    assert (usage["llm_calls"], usage["output_tokens"]) == (1, 5)
+    assert usage["input_tokens"] > 0
+    (told,) = of_type(await client.events(run["run_id"]), "warning")
+    assert (told["data"]["code"], told["data"]["usage"]) == ("usage_estimated", usage)
+    assert told["data"]["cost_usd"] == run["result"]["total_cost_usd"] > 0
+
+
 async def test_the_time_limit_interrupts_a_run_in_the_middle_of_a_tool(
     client: Client, model: Model, gates: Gates
 ) -> None:
