@@ -88,3 +88,17 @@ def test_a_database_of_a_later_version_is_not_pending() -> None:
     assert migrate.missing("of the future") is None
     assert migrate.missing(migrate.head()) is None
     assert migrate.missing(None) is not None
+
+
+async def test_an_account_that_may_not_create_extensions_migrates_without_pgvector(url: str) -> None:
+    account = f"plain_{secrets.token_hex(4)}"
+    admin = await asyncpg.connect(url)
+    try:
+        await admin.execute(f"CREATE ROLE {account} LOGIN; GRANT CREATE ON SCHEMA public TO {account}")
+        await migrate.upgrade(url.replace("postgres@", f"{account}@", 1))
+        assert await admin.fetchval("SELECT tableowner FROM pg_tables WHERE tablename = 'memories'") == account
+        assert await admin.fetchval("SELECT to_regtype('vector')") is None
+        await admin.execute("CREATE EXTENSION vector")  # later, and by whoever may
+    finally:
+        await admin.execute(f"DROP OWNED BY {account}; DROP ROLE {account}")
+        await admin.close()
