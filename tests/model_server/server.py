@@ -32,10 +32,15 @@ class RecordedRequest:
     body: dict[str, Any]
     headers: dict[str, str]
     connection: int
+    path: str
 
 
 class ModelServer:
     """Answers by the script while it lasts, then by the conventions for model names.
+
+    Args:
+        paths: where completions are asked for, as aiohttp's router writes them.
+        otherwise: the answer to a request's body when there is no script left.
 
     Attributes:
         requests: the last ones received, oldest first.
@@ -44,8 +49,16 @@ class ModelServer:
         aborted: requests whose client left before the answer was whole.
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        paths: Iterable[str] = ("/v1/chat/completions",),
+        otherwise: Callable[[Mapping[str, Any]], Reply] = conventional_reply,
+    ) -> None:
         self._host, self._port = host, port
+        self._paths, self._otherwise = tuple(paths), otherwise
         self._script: deque[Reply] = deque()
         self._runner: web.AppRunner | None = None
         self._changed = asyncio.Condition()
@@ -59,8 +72,12 @@ class ModelServer:
         return len(self._connection_numbers)
 
     @property
+    def root_url(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    @property
     def base_url(self) -> str:
-        return f"http://{self._host}:{self._port}/v1"
+        return f"{self.root_url}/v1"
 
     def script(self, replies: Iterable[Reply | Mapping[str, Any]]) -> None:
         """Queue answers, one for each coming request."""
@@ -73,7 +90,8 @@ class ModelServer:
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 * 1024 * 1024)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        for path in self._paths:
+            app.router.add_post(path, self._complete)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/script", self._take_script)
         app.router.add_get("/requests", self._show_requests)
@@ -94,7 +112,7 @@ class ModelServer:
         body = orjson.loads(await request.read())
         await self._begin(request, body)
         try:
-            reply = self._script.popleft() if self._script else conventional_reply(body)
+            reply = self._script.popleft() if self._script else self._otherwise(body)
             if reply.delay_s:
                 await asyncio.sleep(reply.delay_s)
             if reply.status != 200 or reply.body is not None:
@@ -104,13 +122,12 @@ class ModelServer:
                     content_type=reply.content_type,
                     headers=reply.headers,
                 )
-            if reply.plain or not body.get("stream"):
+            model = body.get("model", "")
+            if reply.plain or not reply.streams(request.path, body):
                 return web.Response(
-                    body=reply.completion(body["model"]),
-                    content_type="application/json",
-                    headers=reply.headers,
+                    body=reply.completion(model), content_type="application/json", headers=reply.headers
                 )
-            return await self._stream(request, reply, body["model"])
+            return await self._stream(request, reply, model)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
             raise
@@ -122,12 +139,12 @@ class ModelServer:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         number = self._connection_numbers.setdefault(peer, len(self._connection_numbers) + 1)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.requests.append(RecordedRequest(body, headers, number))
+        self.requests.append(RecordedRequest(body, headers, number, request.path_qs))
         self.open += 1
         await self._notify()
 
     async def _stream(self, request: web.Request, reply: Reply, model: str) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **reply.headers})
+        response = web.StreamResponse(headers={"Content-Type": reply.STREAM_TYPE, **reply.headers})
         await response.prepare(request)
         if reply.first_chunk_delay_s:
             await asyncio.sleep(reply.first_chunk_delay_s)
