@@ -78,6 +78,7 @@ class WarningCode(StrEnum):
     FALLBACK_USED = "fallback_used"
     CONTEXT_OVERFLOW = "context_overflow"
     STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
+    SETTING_IGNORED = "setting_ignored"
 
 
 @dataclass(frozen=True, slots=True)
