@@ -1,4 +1,7 @@
-"""Token counts where a provider gives none: four characters a token, about what English text comes to."""
+"""Token counts where a provider gives none: four characters a token, about what English text comes to.
+
+No tokenizer: OpenAI's would fit OpenAI's models alone, which do tell their counts, and keeps 80 MB in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from app.engine.usage import Usage
 
 CHARS_PER_TOKEN = 4
 _PER_MESSAGE = 4  # role and separators
+# About the most that an image of usual size takes: Anthropic counts width x height / 750, and shrinks what is beyond
+# 1,568 pixels or some 1,600 tokens (https://platform.claude.com/docs/en/build-with-claude/vision); OpenAI counts 765
+# for 1,024 x 1,024 (https://platform.openai.com/docs/guides/images-vision#calculating-costs).
+IMAGE_TOKENS = 1600
 
 
 def tokens_of(chars: int) -> int:
@@ -16,13 +23,18 @@ def tokens_of(chars: int) -> int:
 
 
 def estimate_usage(request: ModelRequest, text: str, tool_calls: tuple[ToolCall, ...] = ()) -> Usage:
-    """What one call that answered with `text` and `tool_calls` has probably used; images count as nothing."""
+    """What one call that answered with `text` and `tool_calls` has probably used; an image counts as `IMAGE_TOKENS`,
+    whatever its size: of one behind a URL nothing is known.
+    """
+    images = 0
     input_chars = sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in request.tools)
     for message in request.messages:
         input_chars += len(message.text()) + sum(len(c.name) + len(c.arguments) for c in message.tool_calls)
+        if not isinstance(message.content, str):
+            images += sum(part["type"] == "image_url" for part in message.content)
     output_chars = len(text) + sum(len(call.name) + len(call.arguments) for call in tool_calls)
     return Usage(
         llm_calls=1,
-        input_tokens=tokens_of(input_chars) + _PER_MESSAGE * len(request.messages),
+        input_tokens=tokens_of(input_chars) + _PER_MESSAGE * len(request.messages) + IMAGE_TOKENS * images,
         output_tokens=max(1, tokens_of(output_chars)),
     )
