@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.engine.model import ModelClient
+from app.llm.anthropic.client import ANTHROPIC_BASE_URL, AnthropicClient
 from app.llm.demo import DEMO_MODELS, DemoClient
 from app.llm.litellm_client import LiteLLMClient
 from app.llm.metered import MeteredClient
@@ -33,12 +34,18 @@ class ModelConfig:
     Args:
         openai_api_key: key of the native client; None for servers that want none.
         openai_base_url: where `openai/…` goes, up to and including the version.
+        anthropic_api_key: key of the native client for `anthropic/…`; None for servers that want none.
+        anthropic_base_url: where `anthropic/…` goes, without the version.
+        anthropic_prompt_caching: see `AnthropicClient`.
         scripts_dir: folder of `scripted/NAME` files; None for no scripted models.
         demo_word_delay_s: seconds between two words of `demo/…`.
     """
 
     openai_api_key: str | None = field(default=None, repr=False)
     openai_base_url: str = OPENAI_BASE_URL
+    anthropic_api_key: str | None = field(default=None, repr=False)
+    anthropic_base_url: str = ANTHROPIC_BASE_URL
+    anthropic_prompt_caching: bool = True
     scripts_dir: Path | None = None
     demo_word_delay_s: float = 0.015
 
@@ -60,6 +67,11 @@ def build_model_client(
     router = ModelRouter(
         {
             "openai": OpenAICompatibleClient(config.openai_base_url or OPENAI_BASE_URL, config.openai_api_key or None),
+            "anthropic": AnthropicClient(
+                config.anthropic_base_url or ANTHROPIC_BASE_URL,
+                config.anthropic_api_key or None,
+                caching=config.anthropic_prompt_caching,
+            ),
             "scripted": ScriptFiles(config.scripts_dir, sleep=sleep),
             "demo": DemoClient(word_delay_s=config.demo_word_delay_s, sleep=sleep),
         },
@@ -92,4 +104,4 @@ def check_model_name(model: str, config: ModelConfig) -> str | None:
 def model_clients(config: ModelConfig) -> tuple[str, ...]:
     """The clients that can answer under this configuration, for the service's description of itself."""
     scripted = ("scripted",) if config.scripts_dir is not None else ()
-    return ("openai", *scripted, "demo", "litellm")
+    return ("openai", "anthropic", *scripted, "demo", "litellm")

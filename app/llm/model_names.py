@@ -10,7 +10,7 @@ import orjson
 from app.llm.json_values import as_object
 from app.llm.pricing import bundled_prices, litellm_folder
 
-OWN_PREFIXES = ("openai", "scripted", "demo")
+OWN_PREFIXES = ("openai", "anthropic", "scripted", "demo")
 
 # Providers of litellm that answer chats but stand in neither of its two lists, or not in every release's.
 _ALSO = frozenset(
@@ -70,8 +70,8 @@ def problem_with_prefix(model: str) -> str | None:
         return None
     prefix, slash, name = model.partition("/")
     known = (
-        "openai/ (any OpenAI-compatible server), demo/, scripted/, "
-        f"or one of litellm's {len(litellm_prefixes())} providers, such as anthropic/, gemini/ or bedrock/"
+        "openai/ (any OpenAI-compatible server), anthropic/, demo/, scripted/, "
+        f"or one of litellm's {len(litellm_prefixes())} providers, such as gemini/, bedrock/ or ollama/"
     )
     if not slash or not prefix:
         return f"model {model!r} has no provider prefix, as in openai/gpt-4o-mini; known are: {known}"
