@@ -326,6 +326,9 @@ def model_config(settings: Settings) -> ModelConfig:
     return ModelConfig(
         openai_api_key=settings.openai_api_key.get_secret_value() or None,
         openai_base_url=settings.openai_base_url,
+        anthropic_api_key=settings.anthropic_api_key.get_secret_value() or None,
+        anthropic_base_url=settings.anthropic_base_url,
+        anthropic_prompt_caching=settings.anthropic_prompt_caching,
         scripts_dir=scripts if scripts.is_dir() else None,
         providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
     )

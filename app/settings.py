@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError, Validat
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _DATABASE_SCHEME = re.compile(r"^(postgresql|postgres|postgresql\+asyncpg)://")
-_SECRET = {"openai_api_key", "embedding_api_key", "database_url", "database_direct_url"}
+_SECRET = {"openai_api_key", "anthropic_api_key", "embedding_api_key", "database_url", "database_direct_url"}
 
 
 class SettingsError(ValueError):
@@ -115,6 +115,15 @@ class Settings(BaseSettings):
     openai_api_key: SecretStr = Field(default=SecretStr(""), description="Key of the native OpenAI-compatible client.")
     openai_base_url: str = Field(
         default="", description="Base URL of the native client, https://host/v1. Empty: OpenAI's own."
+    )
+    anthropic_api_key: SecretStr = Field(default=SecretStr(""), description="Key of the native client for anthropic/….")
+    anthropic_base_url: str = Field(
+        default="", description="Base URL of that client, https://host, without /v1. Empty: Anthropic's own."
+    )
+    anthropic_prompt_caching: bool = Field(
+        default=True,
+        description="on | off. Mark the prefixes that an agent's next step repeats, so that Anthropic charges a tenth "
+        "for them then, and a quarter more now.",
     )
     providers_file: Path | None = Field(
         default=None,
@@ -242,7 +251,13 @@ class Settings(BaseSettings):
             raise ValueError("HTTP_TOOLS=on needs the hosts that may be called, or * for any that tools may reach")
         return hosts
 
-    @field_validator("openai_base_url", "embedding_base_url")
+    @field_validator("anthropic_base_url")
+    @classmethod
+    def _without_version(cls, url: str) -> str:
+        """The version is part of each path; Anthropic's own clients, too, are given the address without it."""
+        return url.rstrip("/").removesuffix("/v1")
+
+    @field_validator("openai_base_url", "anthropic_base_url", "embedding_base_url")
     @classmethod
     def _check_base_url(cls, url: str) -> str:
         if not url:

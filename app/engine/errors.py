@@ -90,6 +90,8 @@ def class_of_status(status: int) -> ModelErrorCode:
             return ModelErrorCode.TIMEOUT
         case 409:
             return ModelErrorCode.CONFLICT
+        case 413:
+            return ModelErrorCode.CONTEXT_OVERFLOW
         case 429:
             return ModelErrorCode.RATE_LIMITED
         case _ if status >= 500:

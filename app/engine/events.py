@@ -81,6 +81,7 @@ class WarningCode(StrEnum):
     CONTEXT_OVERFLOW = "context_overflow"
     COMPACTION_FAILED = "compaction_failed"
     STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
+    SETTING_IGNORED = "setting_ignored"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,13 +81,18 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message. `tool_calls` and `kept` only on assistant messages, `tool_call_id` only on tool messages."""
+    """One message.
+
+    `tool_calls` and `kept` only on assistant messages, `tool_call_id` and `failed` (the call failed) only on tool
+    messages.
+    """
 
     role: Role
     content: Content = ""
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     kept: Reasoning | None = None
+    failed: bool = False
 
     def body(self) -> dict[str, Any]:
         """The part that is stored as JSON beside the role; `from_body` is its inverse."""
@@ -98,6 +103,8 @@ class Message:
             body["tool_call_id"] = self.tool_call_id
         if self.kept is not None:
             body["kept"] = {"provider": self.kept.provider, "blocks": self.kept.blocks}
+        if self.failed:
+            body["failed"] = True
         return body
 
     @classmethod
@@ -108,6 +115,7 @@ class Message:
             tool_calls=tuple(ToolCall(c["id"], c["name"], c["arguments"]) for c in body.get("tool_calls", ())),
             tool_call_id=body.get("tool_call_id"),
             kept=Reasoning(body["kept"]["provider"], tuple(body["kept"]["blocks"])) if "kept" in body else None,
+            failed=body.get("failed", False),
         )
 
     def text(self) -> str:

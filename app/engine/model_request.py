@@ -70,7 +70,7 @@ def close_dangling_calls(messages: Sequence[Message]) -> list[Message]:
             continue
         for call in reversed(message.tool_calls):
             result = results.pop(call.id, None)
-            backwards.append(result or Message(Role.TOOL, _NO_RESULT, tool_call_id=call.id))
+            backwards.append(result or Message(Role.TOOL, _NO_RESULT, tool_call_id=call.id, failed=True))
         backwards.append(message)
     backwards.reverse()
     return backwards

@@ -202,7 +202,7 @@ def _settled(before: RunState, done: Transition, scope: Scope) -> Transition:
     if state.open_calls() or not state.calls:
         return settled
     messages = tuple(
-        Message(Role.TOOL, call.result.content, tool_call_id=call.call.id)
+        Message(Role.TOOL, call.result.content, tool_call_id=call.call.id, failed=not call.result.success)
         for call in state.calls
         if call.result is not None
     )

@@ -6,14 +6,17 @@ import asyncio
 
 import aiohttp
 
-from app.llm.completion import MAX_ANSWER_BYTES
 from app.llm.sse import SseOverflow, SseParser
+
+# A provider that never stops would fill the memory that all runs of this process share. No model's longest answer comes
+# near it; it is also the longest answer that is read where a server does not stream.
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
 
 _DONE = b"[DONE]"
 
 
 class BodyError(Exception):
-    """The body is nothing that a chat-completions server answers.
+    """The body is nothing that a provider answers.
 
     Args:
         what: what is wrong with it.
@@ -67,7 +70,7 @@ class AnswerBody:
             raise BodyError("an event too long to hold") from None
         if _DONE in events:
             self._ended = True
-            await self._drain()
+            await self.drain()
             return events[: events.index(_DONE)]
         return events
 
@@ -86,7 +89,8 @@ class AnswerBody:
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def _drain(self) -> None:
+    async def drain(self) -> None:
+        """Nothing more is wanted: read what is left, for as long as the grace time lasts."""
         if self._response.content.at_eof():
             return
         try:

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.engine.errors import ModelError, ModelErrorCode
-from app.engine.model import (
-    FinishReason,
-    ModelEvent,
-    ModelRequest,
-    ModelResponse,
-    ReasoningDelta,
-    TextDelta,
-    ToolCallDelta,
-)
+from app.engine.model import FinishReason, ModelEvent, ModelRequest, ModelResponse, ToolCallDelta
 from app.engine.usage import Usage
-from app.llm.json_values import as_array, as_count, as_object, as_text, text_of
+from app.llm.gathered import Gathered
+from app.llm.json_values import as_array, as_count, as_name, as_object, as_text, text_of
+from app.llm.kept_reasoning import KeptReasoning
 from app.llm.provider_errors import error_in_stream
 from app.llm.token_estimate import estimate_usage
-from app.llm.tool_call_pieces import ToolCallPieces
-
-# A provider that never stops would fill the memory that all runs of this process share. No model's longest answer comes
-# near it; it is also the longest answer that is read where a server does not stream.
-MAX_ANSWER_BYTES = 16 * 1024 * 1024
-# What a piece counts for at least: kept apart, it takes more memory than its text.
-_LEAST_PIECE_BYTES = 16
-_MAX_CALLS = 1024
 
 _FINISH_REASONS = {
     "stop": FinishReason.STOP,
@@ -40,6 +25,7 @@ _FINISH_REASONS = {
     "model_length": FinishReason.LENGTH,
     "content_filter": FinishReason.CONTENT_FILTER,
     "safety": FinishReason.CONTENT_FILTER,
+    "refusal": FinishReason.REFUSAL,
 }
 
 
@@ -60,10 +46,9 @@ class Completion:
         self._provider = provider
         self._model = model
         self._secret = secret
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._calls = ToolCallPieces()
-        self._bytes = 0
+        self._gathered = Gathered(provider)
+        self._kept = KeptReasoning()
+        self._refused = False
         self._finish_reason = ""
         self._usage: dict[str, Any] = {}
 
@@ -80,7 +65,7 @@ class Completion:
         """
         data = as_object(chunk)
         if not data and chunk != {}:
-            raise self._invalid("a chunk that is no JSON object")
+            raise self._gathered.invalid("a chunk that is no JSON object")
         choices = data.get("choices")
         if not choices:
             self._take_envelope(data)
@@ -105,19 +90,15 @@ class Completion:
             ModelError: the answer stopped without saying why, or called a tool without naming it.
         """
         if not self._finish_reason:
-            raise self._invalid("the answer ended without a finish_reason")
-        reason = _FINISH_REASONS.get(self._finish_reason.lower(), FinishReason.STOP)
-        if reason in (FinishReason.STOP, FinishReason.TOOL_CALLS):
-            # Some servers say "stop" after tool calls, some "tool_calls" after none: the calls decide.
-            reason = FinishReason.TOOL_CALLS if len(self._calls) else FinishReason.STOP
-        calls = self._calls.calls(complete=reason is not FinishReason.LENGTH)
-        if any(not call.name for call in calls):
-            raise self._invalid("a tool call without a name")
-        text = "".join(self._text)
+            raise self._gathered.invalid("the answer ended without a finish_reason")
+        reason = self._reason()
+        gathered = self._gathered
+        calls = gathered.calls(complete=reason is not FinishReason.LENGTH)
+        text, reasoning = gathered.text, gathered.reasoning
         usage = _usage_of(self._usage)
         estimated = usage is None
         if usage is None:
-            usage = estimate_usage(self._request, text + "".join(self._reasoning), calls)
+            usage = estimate_usage(self._request, text + reasoning, calls)
         return ModelResponse(
             provider=self._provider,
             model=self._model,
@@ -127,47 +108,50 @@ class Completion:
             usage=usage,
             cost_usd=None,
             usage_estimated=estimated,
-            reasoning="".join(self._reasoning),
+            cache_write_tokens=_cache_writes_of(self._usage, usage),
+            reasoning=reasoning,
+            kept=self._kept.kept(self._provider, has_calls=bool(calls)),
         )
+
+    def _reason(self) -> FinishReason:
+        reason = _FINISH_REASONS.get(self._finish_reason.lower(), FinishReason.STOP)
+        if reason not in (FinishReason.STOP, FinishReason.TOOL_CALLS):
+            return reason
+        # Some servers say "stop" after tool calls, some "tool_calls" after none: the calls decide.
+        if self._gathered.has_calls:
+            return FinishReason.TOOL_CALLS
+        return FinishReason.REFUSAL if self._refused else FinishReason.STOP
 
     def _take_delta(self, delta: dict[str, Any], events: list[ModelEvent]) -> None:
         content = delta.get("content")
         if content:
             text = text_of(content)
             if text:
-                self._hold(text)
-                self._text.append(text)
-                events.append(TextDelta(text))
+                events.append(self._gathered.add_text(text))
         if len(delta) == 1 and "content" in delta:
             return  # what nearly every chunk of a text is
-        reasoning = as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning"))
+        reasoning = _reasoning_in(delta)
         if reasoning:
-            self._hold(reasoning)
-            self._reasoning.append(reasoning)
-            events.append(ReasoningDelta(reasoning))
+            events.append(self._gathered.add_reasoning(reasoning))
+        kept = self._kept.take(delta)
+        if kept:
+            self._gathered.hold(kept)
+        # https://platform.openai.com/docs/guides/structured-outputs#refusals
         refusal = as_text(delta.get("refusal"))
         if refusal:
-            self._hold(refusal)
-            self._text.append(refusal)
-            events.append(TextDelta(refusal))
+            self._refused = True
+            events.append(self._gathered.add_text(refusal))
         for piece in as_array(delta.get("tool_calls")):
             events.append(self._take_call(as_object(piece)))
         if delta.get("function_call"):  # the form before tool_calls, still spoken by some servers
             events.append(self._take_call({"index": 0, "function": delta["function_call"]}))
 
     def _take_call(self, piece: dict[str, Any]) -> ToolCallDelta:
-        delta = self._calls.add(piece)
-        self._hold(delta.tool_call_id + delta.name + delta.delta)
-        if len(self._calls) > _MAX_CALLS:
-            raise self._invalid(f"more than {_MAX_CALLS} tool calls in one answer")
-        return delta
-
-    def _hold(self, said: str) -> None:
-        """Count what is about to be kept."""
-        size = len(said) if said.isascii() else len(said.encode())
-        self._bytes += max(size, _LEAST_PIECE_BYTES)
-        if self._bytes > MAX_ANSWER_BYTES:
-            raise self._invalid(f"the answer is longer than {MAX_ANSWER_BYTES // 1024**2} MiB")
+        call_id = as_name(piece.get("id"))
+        if "__" not in call_id:
+            return self._gathered.add_call(piece)
+        index = as_count(piece.get("index"))
+        return self._gathered.add_call({**piece, "id": self._kept.take_call(index, call_id)})
 
     def _take_envelope(self, data: dict[str, Any]) -> None:
         # Usage at the end, an error, or a heartbeat of some gateway, which means nothing.
@@ -180,11 +164,16 @@ class Completion:
     def _take_finish(self, reason: str, data: dict[str, Any]) -> None:
         if reason == "error":
             error = error_in_stream(data, provider=self._provider, secret=self._secret)
-            raise error or self._invalid("the provider broke the answer off with finish_reason error")
+            raise error or self._gathered.invalid("the provider broke the answer off with finish_reason error")
         self._finish_reason = reason
 
-    def _invalid(self, what: str) -> ModelError:
-        return ModelError(ModelErrorCode.INVALID_RESPONSE, f"{self._provider}: {what}")
+
+def _reasoning_in(delta: dict[str, Any]) -> str:
+    said = as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning"))
+    if said or not delta.get("reasoning_details"):
+        return said
+    details = map(as_object, as_array(delta["reasoning_details"]))
+    return "".join(as_text(detail.get("text")) or as_text(detail.get("summary")) for detail in details)
 
 
 def _usage_of(usage: dict[str, Any]) -> Usage | None:
@@ -205,3 +194,10 @@ def _usage_of(usage: dict[str, Any]) -> Usage | None:
         cached_input_tokens=min(cached, input_tokens),
         reasoning_tokens=min(reasoning, output_tokens),
     )
+
+
+def _cache_writes_of(given: dict[str, Any], usage: Usage) -> int:
+    """Of litellm, and of OpenRouter, which both have Anthropic's count beside OpenAI's; part of the prompt tokens."""
+    written = as_count(as_object(given.get("prompt_tokens_details")).get("cache_write_tokens"))
+    written = written or as_count(given.get("cache_creation_input_tokens"))
+    return min(written, usage.input_tokens - usage.cached_input_tokens)

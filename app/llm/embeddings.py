@@ -16,8 +16,8 @@ from yarl import URL
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.memories import MAX_DIMENSIONS, Vector
 from app.llm.json_values import as_array, as_count, as_object, one_line
-from app.llm.openai_compatible import proxy_for
 from app.llm.provider_errors import Clock, error_in_stream, error_of_response, utc_now
+from app.llm.provider_http import proxy_for
 
 _WHO = "embeddings"
 _TIMEOUT_S = 5.0

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from app.engine.memories import Embedder
 from app.engine.model import ModelClient
+from app.llm.anthropic.client import ANTHROPIC_BASE_URL, AnthropicClient
 from app.llm.cache import CacheClient, ModelCache
 from app.llm.circuit_breaker import CircuitBreakerClient
 from app.llm.coalescing import CoalescingClient
@@ -22,7 +23,7 @@ from app.llm.litellm_client import LiteLLMClient
 from app.llm.live_replicas import LiveReplicas
 from app.llm.memory_cache import MemoryModelCache
 from app.llm.metered import MeteredClient
-from app.llm.model_names import known_prefix, problem_with_prefix
+from app.llm.model_names import OWN_PREFIXES, known_prefix, problem_with_prefix
 from app.llm.openai_compatible import OpenAICompatibleClient
 from app.llm.priced import PricedClient
 from app.llm.providers import Provider
@@ -53,6 +54,9 @@ class ModelConfig:
     Args:
         openai_api_key: key of the native client; None for servers that want none.
         openai_base_url: where `openai/…` goes, up to and including the version.
+        anthropic_api_key: key of the native client for `anthropic/…`; None for servers that want none.
+        anthropic_base_url: where `anthropic/…` goes, without the version.
+        anthropic_prompt_caching: see `AnthropicClient`.
         scripts_dir: folder of `scripted/NAME` files; None for no scripted models.
         demo_word_delay_s: seconds between two words of `demo/…`.
         providers: what the operator says about providers, by the prefix of their models' names.
@@ -60,6 +64,9 @@ class ModelConfig:
 
     openai_api_key: str | None = field(default=None, repr=False)
     openai_base_url: str = OPENAI_BASE_URL
+    anthropic_api_key: str | None = field(default=None, repr=False)
+    anthropic_base_url: str = ANTHROPIC_BASE_URL
+    anthropic_prompt_caching: bool = True
     scripts_dir: Path | None = None
     demo_word_delay_s: float = 0.015
     providers: Mapping[str, Provider] = field(default_factory=dict[str, Provider])
@@ -151,13 +158,18 @@ def model_clients(config: ModelConfig) -> tuple[str, ...]:
     """The clients that can answer under this configuration, for the service's description of itself: those of the
     operator's own servers by the prefix of their models' names."""
     scripted = ("scripted",) if config.scripts_dir is not None else ()
-    own = sorted(name for name, provider in config.providers.items() if provider.server and name != "openai")
-    return ("openai", *own, *scripted, "demo", "litellm")
+    own = sorted(name for name, provider in config.providers.items() if provider.server and name not in OWN_PREFIXES)
+    return ("openai", "anthropic", *own, *scripted, "demo", "litellm")
 
 
 def _router(config: ModelConfig, sleep: Callable[[float], Awaitable[None]]) -> ModelRouter:
     clients: dict[str, ModelClient] = {
         "openai": OpenAICompatibleClient(config.openai_base_url or OPENAI_BASE_URL, config.openai_api_key or None),
+        "anthropic": AnthropicClient(
+            config.anthropic_base_url or ANTHROPIC_BASE_URL,
+            config.anthropic_api_key or None,
+            caching=config.anthropic_prompt_caching,
+        ),
         "scripted": ScriptFiles(config.scripts_dir, sleep=sleep),
         "demo": DemoClient(word_delay_s=config.demo_word_delay_s, sleep=sleep),
     }

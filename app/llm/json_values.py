@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, cast
 
 # More of anything than one call can have. Beyond it a count is nonsense; sums of counts below it stay within the 64
@@ -57,3 +58,10 @@ def one_line(text: str, limit: int = 400) -> str:
     """The text on one line, cut with an ellipsis beyond `limit` characters."""
     line = " ".join(as_text(text[: limit * 4]).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def plain_mapping(value: object) -> object:
+    """`default` of orjson for values that are kept in read-only mappings."""
+    if isinstance(value, Mapping):
+        return dict(cast("Mapping[str, Any]", value))
+    raise TypeError(f"{type(value).__name__} is no JSON value")

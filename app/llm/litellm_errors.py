@@ -27,8 +27,23 @@ _NAMED: Mapping[str, ModelErrorCode] = {
     "OSError": ModelErrorCode.CONNECTION,
 }
 
-# What litellm puts before the provider's own words: "litellm.RateLimitError: RateLimitError: XException - ".
-_WRAPPING = re.compile(r"^(litellm\.)?\w+(Error|Exception|Timeout)?: .*?Exception - |^litellm\.\w+: ", re.DOTALL)
+# What litellm puts before the provider's own words: "litellm.RateLimitError: RateLimitError: XException - ", and for
+# some "BadRequestError - " behind it; and around them, where it shows a body as Python shows bytes.
+_WRAPPING = re.compile(
+    r"^(?:litellm\.)?\w+(?:Error|Exception|Timeout)?: .*?(?:Exception|Error) (?:\w+Error )?- |^litellm\.\w+: ",
+    re.DOTALL,
+)
+_BYTES = re.compile(r"^b(['\"])(.*)\1$", re.DOTALL)
+# What it adds for those who run it as a proxy.
+_ADVICE = re.compile(
+    r" To drop these, set .*| The proxy could not resolve this host .*? in litellm_settings\."
+    r"|\. Handle with `litellm.*",
+    re.DOTALL,
+)
+# Ollama says in a line of its stream what broke its answer off; litellm only misses the message in that line.
+_OLLAMA_BROKE = re.compile(r"Got unexpected response from Ollama: \{'error': (['\"])(.*)\1\}", re.DOTALL)
+# Google says in an error's body how long to wait: https://cloud.google.com/apis/design/errors#retry_info
+_RETRY_DELAY = re.compile(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"')
 
 
 def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelError:
@@ -41,8 +56,12 @@ def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelErr
     while isinstance(inner := getattr(error, "original_exception", None), Exception):
         error = inner  # a break in mid-stream, which only wraps what broke
     status = getattr(error, "status_code", None)
-    said = _WRAPPING.sub("", str(error))
+    whole = str(error)
+    said = _unwrapped(whole)
     code = _class_of(error, status, said)
+    broke = _OLLAMA_BROKE.search(whole)
+    if broke is not None:
+        code, said, status = ModelErrorCode.SERVER_ERROR, broke[2], None
     key = os.environ.get(f"{provider.upper()}_API_KEY")
     if key:
         said = said.replace(key, "***")
@@ -51,8 +70,19 @@ def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelErr
         f"{provider}: {one_line(message_in(said.encode())) or type(error).__name__}",
         # litellm gives a connection that broke the status 500, which nobody sent.
         status=status if isinstance(status, int) and code is not ModelErrorCode.CONNECTION else None,
-        retry_after_s=retry_after_s(_retry_after(error), now),
+        retry_after_s=retry_after_s(_retry_after(error) or _delay_in(whole), now),
     )
+
+
+def _unwrapped(said: str) -> str:
+    said = _ADVICE.sub("", _WRAPPING.sub("", said))
+    shown = _BYTES.match(said)
+    return said if shown is None else shown[2].replace("\\n", "\n").replace("\\'", "'")
+
+
+def _delay_in(said: str) -> str | None:
+    delay = _RETRY_DELAY.search(said)
+    return None if delay is None else delay[1]
 
 
 def _class_of(error: Exception, status: object, said: str) -> ModelErrorCode:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -24,10 +24,16 @@ class LiteLLM(Protocol):
 
     suppress_debug_info: bool
     telemetry: bool
+    disable_token_counter: bool
+    model_cost: MutableMapping[str, dict[str, Any]]
 
     async def acompletion(self, **arguments: Any) -> AsyncIterator[LiteLLMChunk] | LiteLLMChunk: ...
 
     async def close_litellm_async_clients(self) -> None: ...
+
+    def supports_response_schema(self, *, model: str) -> bool: ...
+
+    def get_supported_openai_params(self, *, model: str) -> Sequence[str] | None: ...
 
 
 async def litellm_module() -> LiteLLM:
@@ -43,4 +49,6 @@ def _import() -> LiteLLM:
     module = cast("LiteLLM", import_module("litellm"))
     module.telemetry = False
     module.suppress_debug_info = True
+    # Where a provider counts nothing, litellm would count by some tokenizer, and not say so.
+    module.disable_token_counter = True
     return module

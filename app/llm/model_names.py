@@ -12,7 +12,7 @@ from app.llm.json_values import as_object
 from app.llm.pricing import bundled_prices, litellm_folder
 
 OFFLINE = ("scripted", "demo")
-OWN_PREFIXES = ("openai", *OFFLINE)
+OWN_PREFIXES = ("openai", "anthropic", *OFFLINE)
 
 # Providers of litellm that answer chats but stand in neither of its two lists, or not in every release's.
 _ALSO = frozenset(
@@ -77,8 +77,8 @@ def problem_with_prefix(model: str, declared: Collection[str] = ()) -> str | Non
     prefix, slash, name = model.partition("/")
     others = "".join(f"{each}/, " for each in sorted(set(declared) - {"openai"} - litellm_prefixes()))
     known = (
-        f"openai/ (any OpenAI-compatible server), {others}demo/, scripted/, "
-        f"or one of litellm's {len(litellm_prefixes())} providers, such as anthropic/, gemini/ or bedrock/"
+        f"openai/ (any OpenAI-compatible server), anthropic/, {others}demo/, scripted/, "
+        f"or one of litellm's {len(litellm_prefixes())} providers, such as gemini/, bedrock/ or ollama/"
     )
     if not slash or not prefix:
         return f"model {model!r} has no provider prefix, as in openai/gpt-4o-mini; known are: {known}"

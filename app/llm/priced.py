@@ -61,9 +61,11 @@ def spend_of(model: str, input_tokens: int, chars: int, reason: str) -> Spend:
     return Spend(model, usage, cost_of(model, usage), reason)
 
 
-def cost_of(model: str, usage: Usage) -> Decimal | None:
+def cost_of(model: str, usage: Usage, cache_write_tokens: int = 0) -> Decimal | None:
     """In US dollars; None where the price is unknown. Models that answer offline cost nothing."""
-    return Decimal(0) if model.partition("/")[0] in OFFLINE else bundled_prices().cost_of(model, usage)
+    if model.partition("/")[0] in OFFLINE:
+        return Decimal(0)
+    return bundled_prices().cost_of(model, usage, cache_write_tokens)
 
 
 class PricedClient:
@@ -91,7 +93,8 @@ class PricedClient:
                     elif isinstance(event, ToolCallDelta):
                         chars += len(event.name) + len(event.delta)
                     elif isinstance(event, ModelResponse) and event.cost_usd is None:
-                        event = replace(event, cost_usd=cost_of(request.model, event.usage))
+                        cost = cost_of(request.model, event.usage, event.cache_write_tokens)
+                        event = replace(event, cost_usd=cost)
                     yield event
         except ModelError as error:
             if chars and error.spent is None:

@@ -1,4 +1,7 @@
-"""What tokens cost: litellm's bundled price table, read as a file. litellm itself is not imported."""
+"""What tokens cost: litellm's bundled price table, read as a file. litellm itself is not imported.
+
+The same table says what models can do (`app.llm.model_facts`), so it is read once for both.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ import orjson
 
 from app.engine.usage import Usage
 from app.llm.json_values import as_array, as_object, as_text
+from app.llm.model_facts import UNKNOWN, ModelFacts, facts_in
 
 _TABLE = "model_prices_and_context_window_backup.json"
 _TEXT_MODES = frozenset({"chat", "completion", "responses"})
@@ -23,23 +27,28 @@ _TIER = re.compile(r"_above_(\d+)k_tokens$")
 
 @dataclass(frozen=True, slots=True)
 class _Tier:
-    """US dollars a token, for calls with more than `above` input tokens; None where the table has none."""
+    """US dollars a token, for calls with more than `above` input tokens; None where the table has none.
+
+    `cached` is for input that was read from the provider's cache, `written` for input that was put into it.
+    """
 
     above: int
     input: float
     output: float
     cached: float | None
+    written: float | None
     reasoning: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
     provider: str
-    tiers: tuple[_Tier, ...]  # rising
+    tiers: tuple[_Tier, ...]  # rising; none where the price is unknown
+    facts: ModelFacts
 
 
 class PriceTable:
-    """Prices by model name, and the providers that have any.
+    """Prices and facts by model name, and the providers that have any.
 
     Args:
         entries: model name to entry, in the form of litellm's `model_prices_and_context_window.json`.
@@ -54,32 +63,37 @@ class PriceTable:
                 continue
             provider = as_text(entry.get("litellm_provider"))
             providers.add(provider)
-            tiers = _tiers_of(entry)
-            if tiers:
-                self._rows[name] = _Row(provider, tiers)
+            self._rows[name] = _Row(provider, _tiers_of(entry), facts_in(entry))
         self.providers: frozenset[str] = frozenset(providers)
 
-    def cost_of(self, model: str, usage: Usage) -> Decimal | None:
+    def cost_of(self, model: str, usage: Usage, cache_write_tokens: int = 0) -> Decimal | None:
         """The cost of one call in US dollars, exactly as the table's prices make it; None if it is unknown.
 
         Args:
             model: the full name with its prefix, such as `openai/gpt-4o-mini`.
+            cache_write_tokens: of the input tokens, how many were put into the provider's cache (for five minutes,
+                which is the price that the table has).
         """
         row = self._row_of(model)
-        if row is None:
+        if row is None or not row.tiers:
             return None
         tier = next((tier for tier in reversed(row.tiers) if usage.input_tokens > tier.above), row.tiers[0])
-        cached, reasoning = usage.cached_input_tokens, usage.reasoning_tokens
-        if tier.cached is None:
-            cached = 0
-        if tier.reasoning is None:
-            reasoning = 0
+        # What has no price of its own is charged as any other token.
+        cached = 0 if tier.cached is None else usage.cached_input_tokens
+        written = 0 if tier.written is None else cache_write_tokens
+        reasoning = 0 if tier.reasoning is None else usage.reasoning_tokens
         return (
-            _exact(tier.input) * (usage.input_tokens - cached)
+            _exact(tier.input) * (usage.input_tokens - cached - written)
             + _exact(tier.cached or 0.0) * cached
+            + _exact(tier.written or 0.0) * written
             + _exact(tier.output) * (usage.output_tokens - reasoning)
             + _exact(tier.reasoning or 0.0) * reasoning
         )
+
+    def facts_of(self, model: str) -> ModelFacts:
+        """What is known of a model; as `cost_of`, by its full name."""
+        row = self._row_of(model)
+        return UNKNOWN if row is None else row.facts
 
     def _row_of(self, model: str) -> _Row | None:
         row = self._rows.get(model)
@@ -134,6 +148,7 @@ def _tier_of(prices: dict[str, Any], above: int, suffix: str = "") -> _Tier | No
         input_price,
         output_price,
         price("cache_read_input_token_cost"),
+        price("cache_creation_input_token_cost"),
         price("output_cost_per_reasoning_token"),
     )
 

@@ -29,6 +29,8 @@ _NAMED: Mapping[str, ModelErrorCode] = {
     "overloaded_error": ModelErrorCode.SERVER_ERROR,
     "service_unavailable": ModelErrorCode.SERVER_ERROR,
     "timeout": ModelErrorCode.TIMEOUT,
+    "timeout_error": ModelErrorCode.TIMEOUT,
+    "conflict_error": ModelErrorCode.CONFLICT,
     "invalid_api_key": ModelErrorCode.AUTHENTICATION,
     "authentication_error": ModelErrorCode.AUTHENTICATION,
     "permission_error": ModelErrorCode.AUTHENTICATION,
@@ -36,6 +38,7 @@ _NAMED: Mapping[str, ModelErrorCode] = {
     "not_found_error": ModelErrorCode.MODEL_NOT_FOUND,
     "context_length_exceeded": ModelErrorCode.CONTEXT_OVERFLOW,
     "string_above_max_length": ModelErrorCode.CONTEXT_OVERFLOW,
+    "request_too_large": ModelErrorCode.CONTEXT_OVERFLOW,
     "invalid_request_error": ModelErrorCode.INVALID_REQUEST,
     "badrequesterror": ModelErrorCode.INVALID_REQUEST,
 }

@@ -7,7 +7,7 @@ import hashlib
 import orjson
 
 from app.engine.model import ModelRequest
-from app.llm.chat_messages import plain_mapping
+from app.llm.json_values import plain_mapping
 
 
 def request_key(request: ModelRequest) -> bytes:

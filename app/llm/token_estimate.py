@@ -1,4 +1,7 @@
-"""Token counts where a provider gives none: four characters a token, about what English text comes to."""
+"""Token counts where a provider gives none: four characters a token, about what English text comes to.
+
+No tokenizer: OpenAI's would fit OpenAI's models alone, which do tell their counts, and keeps 80 MB in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,10 @@ from app.engine.usage import Usage
 
 CHARS_PER_TOKEN = 4
 _PER_MESSAGE = 4  # role and separators
+# About the most that an image of usual size takes: Anthropic counts width x height / 750, and shrinks what is beyond
+# 1,568 pixels or some 1,600 tokens (https://platform.claude.com/docs/en/build-with-claude/vision); OpenAI counts 765
+# for 1,024 x 1,024 (https://platform.openai.com/docs/guides/images-vision#calculating-costs).
+IMAGE_TOKENS = 1600
 
 
 def tokens_of(chars: int) -> int:
@@ -16,17 +23,18 @@ def tokens_of(chars: int) -> int:
 
 
 def message_tokens(message: Message) -> int:
-    """What one message of a request probably comes to."""
+    """What one message of a request probably comes to; an image counts as `IMAGE_TOKENS`, whatever its size: of one
+    behind a URL nothing is known.
+    """
     chars = len(message.text()) + sum(len(call.name) + len(call.arguments) for call in message.tool_calls)
-    return tokens_of(chars) + _PER_MESSAGE
+    images = 0 if isinstance(message.content, str) else sum(part["type"] == "image_url" for part in message.content)
+    return tokens_of(chars) + _PER_MESSAGE + IMAGE_TOKENS * images
 
 
 def estimate_input(request: ModelRequest) -> int:
-    """The tokens that a request has probably; images count as nothing."""
+    """The tokens that a request has probably."""
     chars = sum(len(tool.name) + len(tool.description) + len(str(tool.parameters)) for tool in request.tools)
-    for message in request.messages:
-        chars += len(message.text()) + sum(len(c.name) + len(c.arguments) for c in message.tool_calls)
-    return tokens_of(chars) + _PER_MESSAGE * len(request.messages)
+    return tokens_of(chars) + sum(message_tokens(message) for message in request.messages)
 
 
 def estimate_usage(request: ModelRequest, text: str, tool_calls: tuple[ToolCall, ...] = ()) -> Usage:

@@ -19,6 +19,8 @@ class RunnerConfig:
 
     openai_api_key: str | None = field(default=None, repr=False)
     openai_base_url: str | None = None
+    anthropic_api_key: str | None = field(default=None, repr=False)
+    anthropic_base_url: str | None = None
     scripts_dir: Path | None = None
     max_concurrent_runs: int = 200
     limits: Limits = field(default_factory=Limits)

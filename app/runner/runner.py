@@ -304,6 +304,9 @@ class Runner:
         return ModelConfig(
             openai_api_key=config.openai_api_key or settings.openai_api_key.get_secret_value() or None,
             openai_base_url=config.openai_base_url or settings.openai_base_url,
+            anthropic_api_key=config.anthropic_api_key or settings.anthropic_api_key.get_secret_value() or None,
+            anthropic_base_url=config.anthropic_base_url or settings.anthropic_base_url,
+            anthropic_prompt_caching=settings.anthropic_prompt_caching,
             scripts_dir=config.scripts_dir,
             providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
         )

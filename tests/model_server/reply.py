@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -38,6 +38,8 @@ class Reply:
         cut_after: break the connection after so many pieces.
         reset: break it by a TCP reset, which may take pieces with it that the client has not read yet.
     """
+
+    STREAM_TYPE: ClassVar[str] = "text/event-stream"
 
     text: str | Sequence[str] = "Hello."
     reasoning: Sequence[str] = ()
@@ -80,6 +82,10 @@ class Reply:
         if unknown:
             raise ValueError(f"no such field of a reply: {', '.join(sorted(unknown))}")
         return cls(**data)
+
+    def streams(self, path: str, body: Mapping[str, Any]) -> bool:
+        """Whether a request asks for a stream."""
+        return bool(body.get("stream"))
 
     def body_bytes(self) -> bytes:
         if isinstance(self.body, bytes):

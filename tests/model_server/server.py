@@ -36,10 +36,15 @@ class RecordedRequest:
     headers: dict[str, str]
     connection: int
     at: float
+    path: str
 
 
 class ModelServer:
     """Answers by the script while it lasts, then by the conventions for model names.
+
+    Args:
+        paths: where completions are asked for, as aiohttp's router writes them.
+        otherwise: the answer to a request's body when there is no script left.
 
     Attributes:
         requests: the last completions that were asked for, oldest first.
@@ -50,15 +55,23 @@ class ModelServer:
         aborted: requests whose client left before the answer was whole.
     """
 
-    def __init__(self, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        paths: Iterable[str] = ("/v1/chat/completions",),
+        otherwise: Callable[[Mapping[str, Any]], Reply] = conventional_reply,
+    ) -> None:
         self._host, self._port = host, port
+        self._paths, self._otherwise = tuple(paths), otherwise
         self._script: deque[Reply] = deque()
         self._embedding_fault: Callable[[dict[str, Any]], Reply | None] = no_fault
         self._runner: web.AppRunner | None = None
         self._changed = asyncio.Condition()
         self._connection_numbers: dict[Any, int] = {}  # by the client's address and port
         self.requests: deque[RecordedRequest] = deque(maxlen=_KEPT_REQUESTS)
-        self.answer: Callable[[RecordedRequest], Reply] = _conventional
+        self.answer: Callable[[RecordedRequest], Reply] = self._conventional
         self.embedding_requests: deque[RecordedRequest] = deque(maxlen=_KEPT_REQUESTS)
         self.open = 0
         self.aborted = 0
@@ -68,8 +81,12 @@ class ModelServer:
         return len(self._connection_numbers)
 
     @property
+    def root_url(self) -> str:
+        return f"http://{self._host}:{self._port}"
+
+    @property
     def base_url(self) -> str:
-        return f"http://{self._host}:{self._port}/v1"
+        return f"{self.root_url}/v1"
 
     def script(self, replies: Iterable[Reply | Mapping[str, Any]]) -> None:
         """Queue answers, one for each coming request."""
@@ -86,7 +103,8 @@ class ModelServer:
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=64 * 1024 * 1024)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        for path in self._paths:
+            app.router.add_post(path, self._complete)
         app.router.add_post("/v1/embeddings", self._embed)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/script", self._take_script)
@@ -118,13 +136,12 @@ class ModelServer:
                     content_type=reply.content_type,
                     headers=reply.headers,
                 )
-            if reply.plain or not body.get("stream"):
+            model = body.get("model", "")
+            if reply.plain or not reply.streams(request.path, body):
                 return web.Response(
-                    body=reply.completion(body["model"]),
-                    content_type="application/json",
-                    headers=reply.headers,
+                    body=reply.completion(model), content_type="application/json", headers=reply.headers
                 )
-            return await self._stream(request, reply, body["model"])
+            return await self._stream(request, reply, model)
         except (asyncio.CancelledError, ConnectionError):
             self.aborted += 1
             raise
@@ -151,14 +168,14 @@ class ModelServer:
         peer = request.transport.get_extra_info("peername") if request.transport else None
         number = self._connection_numbers.setdefault(peer, len(self._connection_numbers) + 1)
         headers = {name.lower(): value for name, value in request.headers.items()}
-        recorded = RecordedRequest(body, headers, number, time.monotonic())
+        recorded = RecordedRequest(body, headers, number, time.monotonic(), request.path_qs)
         log.append(recorded)
         self.open += 1
         await self._notify()
         return recorded
 
     async def _stream(self, request: web.Request, reply: Reply, model: str) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", **reply.headers})
+        response = web.StreamResponse(headers={"Content-Type": reply.STREAM_TYPE, **reply.headers})
         await response.prepare(request)
         if reply.first_chunk_delay_s:
             await asyncio.sleep(reply.first_chunk_delay_s)
@@ -178,6 +195,9 @@ class ModelServer:
             await asyncio.sleep(reply.end_delay_s)
             await response.write_eof()
         return response
+
+    def _conventional(self, request: RecordedRequest) -> Reply:
+        return self._otherwise(request.body)
 
     async def _notify(self) -> None:
         async with self._changed:
@@ -201,16 +221,12 @@ class ModelServer:
 
     async def _reset(self, request: web.Request) -> web.Response:
         self._script.clear()
-        self.answer = _conventional
+        self.answer = self._conventional
         self._embedding_fault = no_fault
         self.requests.clear()
         self.embedding_requests.clear()
         self.aborted = 0
         return web.json_response({})
-
-
-def _conventional(request: RecordedRequest) -> Reply:
-    return conventional_reply(request.body)
 
 
 def no_fault(_body: dict[str, Any]) -> Reply | None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, WithJsonSchema
 
 from app.api.schemas.fields import RequestModel
 from app.engine.messages import Content, ContentPart, ImagePart, Message, Role, TextPart
+
+_IMAGE_URL = r"^(https?://[^\s/?#]+[^\s]*|data:image/[A-Za-z0-9.+-]+;base64,[A-Za-z0-9+/]+={0,2})$"
+
+
+def _image_url(url: str) -> str:
+    # Some clients of providers would read a file: URL from this machine's disk.
+    if re.fullmatch(_IMAGE_URL, url) is None:
+        raise ValueError("should be an https:, http: or data:image/...;base64, URL")
+    return url
 
 
 class TextContent(RequestModel):
@@ -16,7 +26,10 @@ class TextContent(RequestModel):
 
 
 class ImageUrl(RequestModel):
-    url: str = Field(examples=["https://example.com/cat.png"])
+    url: Annotated[str, AfterValidator(_image_url), WithJsonSchema({"type": "string", "pattern": _IMAGE_URL})] = Field(
+        examples=["https://example.com/cat.png"],
+        description="Where the model finds the image (https:, http:), or the image itself (data:image/png;base64,...).",
+    )
 
 
 class ImageContent(RequestModel):

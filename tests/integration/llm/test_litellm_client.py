@@ -15,8 +15,9 @@ from app.engine.usage import Usage
 from app.llm.litellm_client import LiteLLMClient
 from tests.model_server import ModelServer, Reply
 
-# What litellm and Pydantic warn each other of is not ours to mend.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# What litellm and Pydantic warn each other of is not ours to mend. They do so while litellm builds its models, on their
+# first use in a process: made an error, it would fail whichever of these tests comes first there.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 
 KEY = "sk-not-to-be-seen"
 REQUEST = ModelRequest("hosted_vllm/echo", [Message(Role.USER, "Hi there")])

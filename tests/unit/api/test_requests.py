@@ -114,6 +114,45 @@ async def test_everything_that_a_request_says_reaches_the_service(client: httpx.
     assert command.start_after.isoformat() == "2026-01-31T08:00:00+00:00"
 
 
+def _with_image(url: str) -> Any:
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1/a.png?b#c", "data:image/svg+xml;base64,AAA=", "data:image/png;base64,AAAA"]
+)
+async def test_an_image_is_a_web_address_or_the_image_itself(client: httpx.AsyncClient, runs: Runs, url: str) -> None:
+    assert (await client.post("/runs", json={**_MINIMAL, "input": _with_image(url)})).status_code == 202
+    assert runs.commands[0].input[0].content[0]["image_url"]["url"] == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "",
+        "ftp://x/y",
+        "data:text/html;base64,AAAA",
+        "data:image/png,x",
+        "https://",
+        "gs://b/o",
+        "data:image/png;base64,!!",
+        "https://x/a b",
+        "javascript:1",
+    ],
+)
+async def test_any_other_url_of_an_image_is_refused_by_its_field(
+    client: httpx.AsyncClient, runs: Runs, url: str
+) -> None:
+    answer = await client.post("/runs", json={**_MINIMAL, "input": _with_image(url)})
+    assert answer.status_code == 422
+    error = answer.json()["errors"][0]
+    assert error["loc"][-2:] == ["image_url", "url"], error
+    assert "should be an https:, http: or data:image/...;base64, URL" in str(error)
+    assert not runs.commands
+
+
 @pytest.mark.parametrize("path", ["/runs", "/runs/wait", "/runs/stream"])
 @pytest.mark.parametrize(
     ("change", "loc"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.events import DELTA_TYPES, TERMINAL_TYPES, Event, EventType, RunIdentity, StoredEvent, encode
-from app.engine.messages import Message, Role, ToolCall, json_or_text
+from app.engine.messages import Message, Reasoning, Role, ToolCall, json_or_text
 from app.engine.status import RunStatus
 from tests.unit.engine.builders import RUN
 from tests.unit.engine.odd_texts import ARGUMENTS, TRICKY
@@ -86,7 +86,12 @@ MESSAGES = st.one_of(
         TRICKY,
         st.lists(st.builds(ToolCall, TRICKY, TRICKY, ARGUMENTS), max_size=3).map(tuple),
     ),
-    st.builds(Message, st.just(Role.TOOL), TRICKY, st.just(()), TRICKY),
+    st.builds(Message, st.just(Role.TOOL), TRICKY, st.just(()), TRICKY, failed=st.booleans()),
+    st.builds(
+        lambda text, block: Message(Role.ASSISTANT, text, kept=Reasoning("anthropic", (block,))),
+        TRICKY,
+        st.dictionaries(TRICKY, TRICKY, max_size=2),
+    ),
     st.builds(
         lambda text: Message(Role.USER, [{"type": "text", "text": text}]),
         TRICKY,

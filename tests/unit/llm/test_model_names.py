@@ -77,7 +77,7 @@ def test_a_scripted_model_needs_its_file(tmp_path: Path) -> None:
 
 
 def test_the_clients_are_those_that_can_answer(tmp_path: Path) -> None:
-    assert model_clients(NOTHING) == ("openai", "demo", "litellm")
+    assert model_clients(NOTHING) == ("openai", "anthropic", "demo", "litellm")
     assert "scripted" in model_clients(ModelConfig(scripts_dir=tmp_path))
 
 

@@ -35,6 +35,20 @@ def test_cached_tokens_without_a_price_cost_as_much_as_others() -> None:
     assert _table(**FLAT).cost_of("openai/m", Usage(1, 100, 0, cached_input_tokens=40)) == Decimal("0.0001")
 
 
+def test_tokens_written_to_the_cache_have_their_own_price() -> None:
+    table = _table(**FLAT, cache_read_input_token_cost=1e-07, cache_creation_input_token_cost=1.25e-06)
+    usage = Usage(1, 100, 0, cached_input_tokens=40)
+    assert table.cost_of("openai/m", usage, cache_write_tokens=20) == Decimal("0.000069")
+    assert _table(**FLAT).cost_of("openai/m", usage, cache_write_tokens=20) == Decimal("0.0001")
+
+
+def test_a_model_without_a_price_is_known_all_the_same() -> None:
+    table = _table(max_output_tokens=5, supports_vision=True, supports_reasoning=False)
+    facts = table.facts_of("openai/m")
+    assert table.cost_of("openai/m", Usage(1, 1, 1)) is None
+    assert (facts.max_output_tokens, facts.able, facts.unable) == (5, {"vision"}, {"reasoning"})
+
+
 def test_reasoning_tokens_have_their_own_price_where_there_is_one() -> None:
     table = _table(**FLAT, output_cost_per_reasoning_token=5e-06)
     assert table.cost_of("openai/m", Usage(1, 0, 10, reasoning_tokens=4)) == Decimal("0.000032")
