@@ -68,6 +68,7 @@ def test_tool_modules_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> No
         ("TELEMETRY", "otel", "'none'"),
         ("TOOL_MODULES", "a-b", "import path"),
         ("OPENAI_BASE_URL", "ftp://h", "http"),
+        ("ANTHROPIC_BASE_URL", "api.anthropic.com", "http"),
         ("HTTP_TOOLS", "maybe", "on or off"),
     ],
 )
@@ -110,3 +111,9 @@ def test_secrets_stay_out_of_the_text_of_the_settings(monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPENAI_API_KEY", "hunter2")
     monkeypatch.setenv("DATABASE_URL", "postgresql://u:hunter2@h/n")
     assert "hunter2" not in repr(Settings.load())
+
+
+@pytest.mark.parametrize("url", ["https://h/proxy", "https://h/proxy/", "https://h/proxy/v1", "https://h/proxy/v1/"])
+def test_anthropics_address_may_be_given_with_its_version(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+    assert Settings.load().anthropic_base_url == "https://h/proxy"
