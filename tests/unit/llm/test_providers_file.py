@@ -127,7 +127,7 @@ def test_declared_names_can_be_used_and_are_hinted_at() -> None:
     assert "did you mean local/llama3" in (check_model_name("locl/llama3", config) or "")
     assert "local/, demo/" in (check_model_name("nonsense", config) or "")
     assert check_model_name("local/llama3", ModelConfig()) is not None
-    assert model_clients(config) == ("openai", "local", "demo", "litellm")
+    assert model_clients(config) == ("openai", "anthropic", "local", "demo", "litellm")
 
 
 def test_the_example_can_be_used() -> None:
