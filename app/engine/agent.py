@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, Self
 import orjson
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     field_validator,
@@ -21,7 +19,8 @@ from pydantic import (
 
 from app.engine.limits import Limits, RunLimits
 from app.engine.memories import MAX_NAMESPACE_CHARS, NAMESPACE_PATTERN
-from app.engine.model import CachePolicy, ModelPolicies
+from app.engine.model import ModelPolicies
+from app.engine.model_settings import Data, ModelPolicySettings, ModelSettings
 from app.engine.policy import Rule
 from app.engine.tool_definitions import Toolbox, ToolDefinition, ToolName
 
@@ -103,70 +102,7 @@ class Fallback(StrEnum):
     APPROVE = "approve"
 
 
-class _Data(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelSettings(_Data):
-    """Sampling settings, by their OpenAI names; what is absent is left to the provider."""
-
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1, le=10_000_000)
-    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
-    stop: str | list[str] | None = None
-    reasoning_effort: str | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-
-
-class RetryPolicy(_Data):
-    max_attempts: int = Field(default=3, ge=1, le=10, description="Tries in all, the first included.")
-
-
-class TimeoutPolicy(_Data):
-    first_byte_s: float = Field(default=60.0, gt=0, le=3600)
-    between_chunks_s: float = Field(default=45.0, gt=0, le=3600)
-
-
-class CacheSettings(_Data):
-    enabled: bool = False
-    ttl_s: float = Field(default=3600.0, gt=0, le=2_592_000, description="Seconds for which an answer is kept.")
-    any_temperature: bool = Field(
-        default=False, description="Also for calls whose model_settings do not say temperature 0."
-    )
-
-
-class HedgingSettings(_Data):
-    after_s: float | None = Field(
-        default=None,
-        gt=0,
-        le=3600,
-        description="Seconds without a first piece after which the same call is made once more; null: never.",
-    )
-
-
-class ModelPolicySettings(_Data):
-    """How hard to try each model call."""
-
-    retry: RetryPolicy = RetryPolicy()
-    timeout: TimeoutPolicy = TimeoutPolicy()
-    cache: CacheSettings = CacheSettings()
-    coalescing: bool = Field(default=False, description="Equal calls at the same time are made once.")
-    hedging: HedgingSettings = HedgingSettings()
-
-    def resolved(self) -> ModelPolicies:
-        return ModelPolicies(
-            max_attempts=self.retry.max_attempts,
-            first_byte_s=self.timeout.first_byte_s,
-            between_chunks_s=self.timeout.between_chunks_s,
-            cache=CachePolicy(self.cache.ttl_s, self.cache.any_temperature) if self.cache.enabled else None,
-            coalesce=self.coalescing,
-            hedge_after_s=self.hedging.after_s,
-        )
-
-
-class PolicySettings(_Data):
+class PolicySettings(Data):
     rules: list[Rule] = Field(default_factory=list[Rule], max_length=256)
 
     @field_validator("rules")
@@ -176,7 +112,7 @@ class PolicySettings(_Data):
         return rules
 
 
-class InputFallback(_Data):
+class InputFallback(Data):
     """The value that counts where nobody supplied one."""
 
     value: Any
@@ -195,7 +131,7 @@ def subagent_name(tool: str) -> str:
     return tool.removeprefix(_DELEGATE)
 
 
-class AgentSettings(_Data):
+class AgentSettings(Data):
     """All of an agent but its name: the body of `PUT /agents/{name}`."""
 
     description: str | None = None
@@ -306,7 +242,7 @@ class AgentDefinition(AgentSettings):
         return hashlib.sha256(orjson.dumps(self.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
-class AgentOverrides(_Data):
+class AgentOverrides(Data):
     """What a request may change of its agent, for one run. `model_settings` are merged, the rest replaces.
 
     `limits` only lower the agent's. `resume_limits`, stated when a run was resumed, take the place of what stood: they

@@ -8,8 +8,9 @@ from pydantic import Discriminator, Field, Tag
 
 from app.api.schemas.content import RunInput, messages_of
 from app.api.schemas.fields import AgentRef, JsonObject, Metadata, Moment, RequestModel, ThreadId, example
-from app.engine.agent import AgentDefinition, AgentOverrides, InteractionMode, ModelSettings, ToolNames
+from app.engine.agent import AgentDefinition, AgentOverrides, InteractionMode, ToolNames
 from app.engine.limits import Limits
+from app.engine.model_settings import ModelSettings
 from app.engine.records import OnBusyThread, OnDisconnect
 from app.services.runs import CreateRun
 

@@ -16,7 +16,6 @@ from app.engine.agent import (
     InteractionMode,
     JoinPolicy,
     LlmFailurePolicy,
-    ModelSettings,
     OnLimit,
     PolicySettings,
     ResolvedAgent,
@@ -31,6 +30,7 @@ from app.engine.interactions import Answer, Decision
 from app.engine.limits import RunLimits
 from app.engine.messages import ToolCall
 from app.engine.model import FinishReason, ModelResponse
+from app.engine.model_settings import ModelSettings
 from app.engine.policy import PolicyAction, Rule
 from app.engine.status import RunStatus
 from app.engine.tools import Deferral, ToolResult

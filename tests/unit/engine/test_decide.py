@@ -8,12 +8,13 @@ from decimal import Decimal
 import pytest
 
 from app.engine.actions import Await, CallModel, ExecuteTools, Finish
-from app.engine.agent import ModelSettings, OnLimit
+from app.engine.agent import OnLimit
 from app.engine.decide import decide
 from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
 from app.engine.limits import LimitCode, RunLimits
 from app.engine.messages import ToolCall
+from app.engine.model_settings import ModelSettings
 from app.engine.state import Gate, Hold, HoldKind, OpenCall, Outcome, Phase, RunState, finished
 from app.engine.status import RunStatus
 from app.engine.usage import Usage

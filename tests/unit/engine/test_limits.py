@@ -6,18 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.agent import (
-    AgentDefinition,
-    AgentOverrides,
-    AgentVersion,
-    ModelPolicySettings,
-    ModelSettings,
-    ResolvedAgent,
-    RetryPolicy,
-    resolve,
-)
+from app.engine.agent import AgentDefinition, AgentOverrides, AgentVersion, ResolvedAgent, resolve
 from app.engine.limits import Limits, RunLimits, breach_before_tool_calls
 from app.engine.model import ModelPolicies
+from app.engine.model_settings import ModelPolicySettings, ModelSettings, RetryPolicy
 
 FIELDS = (
     "max_steps",
