@@ -175,7 +175,7 @@ async def one(
 
 async def test_a_declared_provider_answers_under_its_prefix_and_is_named(one: Client, other: Model) -> None:
     info = (await one.http.get("/info")).json()
-    assert info["model_clients"] == ["openai", "local", "demo", "litellm"]
+    assert info["model_clients"] == ["openai", "anthropic", "local", "demo", "litellm"]
     other.script(Reply(text="Local."))
     run = await one.create_and_wait(agent=an_agent(model="local/org/llama3"), input="Go.")
     assert (run["result"]["final_text"], run["result"]["provider"]) == ("Local.", "local")
