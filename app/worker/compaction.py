@@ -8,7 +8,7 @@ from app.engine.errors import ModelError
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.outcomes import CompactionEnded
 from app.llm.summary import summarise
-from app.llm.token_estimate import estimate_usage, message_tokens
+from app.llm.token_estimate import estimate_input, message_tokens
 
 
 async def compact(models: ModelClient, request: ModelRequest, parted: Cut | None) -> CompactionEnded:
@@ -25,7 +25,7 @@ async def compact(models: ModelClient, request: ModelRequest, parted: Cut | None
     except ModelError as error:
         return CompactionEnded(NotCompacted(error.message), () if error.spent is None else (error.spent,))
     made = NewCompaction(parted.upto_seq, summary.text)
-    before = estimate_usage(request, "").input_tokens
+    before = estimate_input(request)
     saved = sum(message_tokens(entry.message) for entry in parted.old) - message_tokens(summary_message(made).message)
     return CompactionEnded(
         Compacted(

@@ -26,7 +26,7 @@ from app.engine.errors import RunError
 from app.engine.events import Event, EventType, RunIdentity, WarningCode
 from app.engine.limits import LimitCode
 from app.engine.memories import Memories
-from app.engine.messages import Message, ThreadMessage
+from app.engine.messages import Message
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.model_answer import charge
 from app.engine.moves import CallMove, moves_of
@@ -86,11 +86,7 @@ class RunDriver:
         self.run: RunIdentity = start.run.identity
         self._agent: ResolvedAgent = start.agent
         self._state = start.state
-        self._conversation = Conversation(start.agent, start.run, start.messages)
-        self._used_ids = start.used_ids | {
-            call.id for entry in start.messages if entry.run_id == self.run.run_id for call in entry.message.tool_calls
-        }
-        self._message_seq = start.message_seq
+        self._conversation = Conversation(start, ports.store)
         self._last_seq = start.run.last_event_seq
         self._joined = start.joined
         self._wakes = start.stimuli.wakes
@@ -369,23 +365,14 @@ class RunDriver:
             self._ports.bus.queued()
         if committed.woken is not None:
             announce_stimulated(self._ports.bus, committed.woken)
-        self._used_ids |= {call.id for message in added for call in message.tool_calls}
-        if committed.first_message_seq is None or committed.message_seq is None:
-            return
-        if committed.first_message_seq == self._message_seq + 1:
-            first, run_id = committed.first_message_seq, self.run.run_id
-            self._conversation.add([ThreadMessage(first + i, message, run_id) for i, message in enumerate(added)])
-        else:  # others have written to the thread in between; the next model call sees it
-            newer = await self._ports.store.messages_after(self._start.claim.thread_key, self._message_seq)
-            self._conversation.add(newer)
-            self._request = None
-        self._message_seq = committed.message_seq
+        if not await self._conversation.take_in(committed, added):
+            self._request = None  # the next model call sees what others have written
 
     def _position(self) -> Position:
         return Position(
             run=self._start.run,
             state=self._state,
-            message_seq=self._message_seq,
+            message_seq=self._conversation.last_seq,
             wakes=self._wakes,
             elapsed_s=self._elapsed(),
             joins=not self._joined,
@@ -394,7 +381,7 @@ class RunDriver:
     def _scope_now(self) -> Scope:
         """The run's surroundings now; the store's time is reckoned from its last answer."""
         passed = timedelta(seconds=self._ports.clock() - self._now_at)
-        return replace(self._scope, now=self._scope.now + passed, used_ids=self._used_ids)
+        return replace(self._scope, now=self._scope.now + passed, used_ids=self._conversation.used_ids)
 
     def _invocation(self, call: OpenCall) -> ToolInvocation:
         step, call_id = self._state.step, call.call.id
