@@ -58,8 +58,9 @@ class Book:
 
 
 class Unreliable:
-    """A provider that refuses half of all calls, cuts every tenth stream, now and then says nothing, and is down for a
-    third of the time."""
+    """A provider in trouble: it refuses half of all calls, cuts every tenth stream, says nothing now and then, and is
+    down for ten calls after every thirty.
+    """
 
     def __init__(self) -> None:
         self.book = Book()
@@ -69,9 +70,10 @@ class Unreliable:
     def __call__(self, request: RecordedRequest) -> Reply:
         book = self.book
         book.at.append(request.at)
-        if (request.at - book.at[0]) % 6.0 > 4.0:
+        call = next(self._calls)
+        if call % 40 >= 30:
             return Reply.error(503, "down")
-        if next(self._calls) % 2:
+        if call % 2:
             return Reply.error(429, "slow down")
         number = next(self._streams)
         if number % 10 == 0:
@@ -91,7 +93,7 @@ async def test_a_provider_in_every_trouble_costs_no_run_and_every_token_is_count
         "openai": {
             "requests_per_minute": 120,
             "rate_limit_wait_s": 0.5,
-            "circuit_breaker": {"failures": 4, "open_s": 0.5},
+            "circuit_breaker": {"failures": 4, "open_s": 0.2},
         },
         "mistral": {"client": "openai", "base_url": other.base_url, "api_key": {"env": "SPARE_KEY"}},
     }
