@@ -29,6 +29,7 @@ class Options:
 
     Args:
         runs: factor on each workload's number of runs.
+        telemetry: the service's TELEMETRY.
         py_spy: the profiler, if profiles are wanted.
         json_path: where the JSON file goes; None for its place among the results.
     """
@@ -36,6 +37,7 @@ class Options:
     workloads: tuple[Workload, ...]
     runs: float
     workers: int
+    telemetry: str
     py_spy: str | None
     json_path: Path | None
 
@@ -66,6 +68,12 @@ def _options(argv: list[str] | None) -> Options:
     )
     parser.add_argument("--runs", type=float, default=1.0, help="factor on the number of runs (1)")
     parser.add_argument("--workers", type=int, default=1, help="replica processes of the service (1)")
+    parser.add_argument(
+        "--telemetry",
+        choices=("none", "json", "otel"),
+        default="none",
+        help="the service's TELEMETRY; otel exports to a local collector (none)",
+    )
     names = ",".join(workload.name for workload in WORKLOADS)
     parser.add_argument("--only", default=names, help=f"workloads, with commas between ({names})")
     parser.add_argument("--profile", action="store_true", help="also record a profile of each workload with py-spy")
@@ -80,17 +88,17 @@ def _options(argv: list[str] | None) -> Options:
     py_spy = find_py_spy() if given.profile else None
     if given.profile and py_spy is None:
         parser.error(NOT_INSTALLED)
-    return Options(workloads, given.runs, given.workers, py_spy, given.json)
+    return Options(workloads, given.runs, given.workers, given.telemetry, py_spy, given.json)
 
 
 def _run(options: Options) -> int:
     load = os.getloadavg()[0]
-    with running_stage(options.workers) as stage:
+    with running_stage(options.workers, options.telemetry) as stage:
         report = Report(
             started_at=datetime.now(UTC),
             commit=commit(),
             postgres=stage.postgres,
-            settings={"runs": options.runs, "workers": options.workers},
+            settings={"runs": options.runs, "workers": options.workers, "telemetry": options.telemetry},
             load=load,
             ready_s=stage.ready_s,
             figures=[],

@@ -19,7 +19,9 @@ from app.llm.retry import RetryClient
 from app.llm.router import ModelRouter
 from app.llm.scripted import ScriptFiles
 from app.llm.timeouts import TimeoutClient
+from app.llm.traced import TracedClient
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing
 
 __all__ = ["ModelConfig", "build_model_client", "check_model_name", "known_prefix", "model_clients"]
 
@@ -47,6 +49,7 @@ def build_model_client(
     config: ModelConfig,
     *,
     metrics: Metrics | None = None,
+    tracing: Tracing | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     uniform: Callable[[], float] = random.random,
 ) -> ModelClient:
@@ -54,6 +57,7 @@ def build_model_client(
 
     Args:
         metrics: where calls are counted; None for nowhere.
+        tracing: what makes spans of calls; None for nothing.
         sleep: waits between two tries, and in offline models.
         uniform: a random number from 0 up to 1, for the jitter of those waits.
     """
@@ -71,6 +75,8 @@ def build_model_client(
     if metrics is not None:
         # Inside of the retry: a provider that refuses every other call shows, and waiting is not its latency.
         client = MeteredClient(client, metrics)
+    if tracing is not None:
+        client = TracedClient(client, tracing)
     return RetryClient(client, sleep=sleep, uniform=uniform)
 
 

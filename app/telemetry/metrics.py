@@ -6,7 +6,7 @@ Names and buckets of model calls are those of the GenAI semantic conventions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeAlias, TypeVar
@@ -14,6 +14,7 @@ from typing import Generic, TypeAlias, TypeVar
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -43,18 +44,28 @@ class Metrics:
 
     Counting costs a few microseconds at most, since label sets are made once each. Models and tools are named by
     callers: what comes after the first `most_names` of either is counted as `other`.
+
+    Args:
+        readers: export the same numbers elsewhere.
+        resource: who tells, for those.
     """
 
-    def __init__(self, most_names: int = MOST_NAMES) -> None:
+    def __init__(
+        self,
+        most_names: int = MOST_NAMES,
+        *,
+        readers: Sequence[MetricReader] = (),
+        resource: Resource | None = None,
+    ) -> None:
         self._registry = CollectorRegistry()
         reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
-        provider = MeterProvider(
-            (reader,),
-            resource=Resource.get_empty(),
+        self._provider = MeterProvider(
+            (reader, *readers),
+            resource=resource or Resource.get_empty(),
             exemplar_filter=AlwaysOffExemplarFilter(),
             shutdown_on_exit=False,
         )
-        self._meter = meter = provider.get_meter("agent_runner")
+        self._meter = meter = self._provider.get_meter("agent_runner")
         self._run_duration = meter.create_histogram(
             "agent_runner.run.duration",
             "s",
@@ -146,6 +157,10 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format (`MEDIA_TYPE`)."""
         return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Export for the last time, where there are readers that export; blocks until that is done."""
+        self._provider.shutdown()
 
     def _add_counters(self) -> None:
         """What is only added up is added up here, and read like a gauge: recording it costs many times as much."""
