@@ -6,7 +6,7 @@ from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.telemetry.trace_context import parent_in
+from app.telemetry.trace_context import in_context, parent_in
 from app.telemetry.tracing import Tracing, failed
 
 # What asks all the time and tells nothing.
@@ -29,7 +29,7 @@ class TracedRequests:
             await self._app(scope, receive, send)
             return
         method: str = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        span = self._tracing.tracer.start_span(
+        span = self._tracing.start(
             method if method != "_OTHER" else "HTTP",
             parent_in(scope["headers"]),
             SpanKind.SERVER,
@@ -43,7 +43,7 @@ class TracedRequests:
                 status = message["status"]
             await send(message)
 
-        token = context.attach(trace.set_span_in_context(span))
+        token = context.attach(in_context(span))
         try:
             await self._app(scope, receive, send_seen)
         finally:

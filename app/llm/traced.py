@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind
 from app.engine.errors import ModelError
 from app.engine.model import ModelClient, ModelEvent, ModelRequest, ModelResponse
 from app.llm.content import input_messages, output_messages
+from app.telemetry.trace_context import in_context
 from app.telemetry.tracing import CANCELLED, UNEXPECTED, Tracing, failed
 
 _SETTINGS = {
@@ -43,7 +44,7 @@ class TracedClient:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
         """See `ModelClient.stream`."""
         name, attributes = _chat(request.model)
-        span = self._tracing.tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+        span = self._tracing.start(name, None, SpanKind.CLIENT, attributes)
         last: ModelEvent | None = None
         first_s: float | None = None
         error: str | None = UNEXPECTED
@@ -52,7 +53,7 @@ class TracedClient:
         try:
             async with aclosing(self._inner.stream(request)) as events:
                 # Current only while the request goes out: what a generator leaves attached, its reader would have too.
-                token = context.attach(trace.set_span_in_context(span))
+                token = context.attach(in_context(span))
                 try:
                     last = await anext(events, None)
                 finally:

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from app.telemetry.logs import redacted
+from app.telemetry.span_queue import EndedSpan, Items
 
 _NANO = 1_000_000_000
 
 
-class LineSpanExporter(SpanExporter):
-    """Writes each span as a line, without what tools must not tell. Called by one thread, never the event loop's.
+class LineSink:
+    """Implements `SpanSink`: writes each span as a line, without what tools must not tell.
 
     Args:
         line: makes the line of a span.
     """
 
-    def __init__(self, line: Callable[[ReadableSpan], str]) -> None:
+    def __init__(self, line: Callable[[EndedSpan], str]) -> None:
         self._line = line
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """See `SpanExporter.export`."""
+    def encode(self, span: EndedSpan) -> bytes:
+        """See `SpanSink.encode`."""
+        return f"{redacted(self._line(span))}\n".encode("utf-8", "replace")
+
+    def send(self, spans: Items) -> str | None:
+        """See `SpanSink.send`."""
         try:
-            sys.stdout.write("".join(f"{redacted(self._line(span))}\n" for span in spans))
+            sys.stdout.buffer.write(b"".join(item for items in spans.values() for item in items))
             sys.stdout.flush()
-        except (OSError, ValueError):  # nobody reads it any more
-            return SpanExportResult.FAILURE
-        return SpanExportResult.SUCCESS
+        except (OSError, ValueError) as error:  # nobody reads it any more
+            return f"standard output: {type(error).__name__}"
+        return None
 
 
-def json_line(span: ReadableSpan) -> str:
+def json_line(span: EndedSpan) -> str:
     """A span as a JSON object: times in UTC, `duration_ms`, ids as W3C writes them."""
     return _json({**_about(span), "attributes": _plain(span.attributes), **_events(span)})
 
 
-def people_line(span: ReadableSpan) -> str:
+def people_line(span: EndedSpan) -> str:
     """A span for people: when it ended, how long it took, its name, whether it failed, its trace, its attributes."""
     about = _about(span)
     ended = str(about["end_time"])[11:23]
@@ -50,8 +53,8 @@ def people_line(span: ReadableSpan) -> str:
     return f"{ended} {about['duration_ms']:>9.1f} ms  {span.name}{mark}  trace={about['trace_id']}  {facts}"
 
 
-def _about(span: ReadableSpan) -> dict[str, Any]:
-    context, parent = span.get_span_context(), span.parent
+def _about(span: EndedSpan) -> dict[str, Any]:
+    context, parent = span.context, span.parent
     assert context is not None
     start, end = span.start_time or 0, span.end_time or 0
     found: dict[str, Any] = {
@@ -70,7 +73,7 @@ def _about(span: ReadableSpan) -> dict[str, Any]:
     return found
 
 
-def _events(span: ReadableSpan) -> dict[str, Any]:
+def _events(span: EndedSpan) -> dict[str, Any]:
     events = [{"name": e.name, "time": _time(e.timestamp), "attributes": _plain(e.attributes)} for e in span.events]
     return {"events": events} if events else {}
 

@@ -19,24 +19,27 @@ from typing import assert_never
 from opentelemetry import trace
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from uuid_utils import uuid4
 
-from app.telemetry.lines import LineSpanExporter, json_line, people_line
+from app.telemetry.lines import LineSink, json_line, people_line
 from app.telemetry.logs import get_logger, name_traces
+from app.telemetry.setting_error import TelemetrySettingError
+from app.telemetry.span import LeanTracer
+from app.telemetry.span_queue import QueueLimits, SpanQueue, SpanSink
 from app.telemetry.trace_context import current_ids
 from app.telemetry.tracing import TelemetryKind, Tracing
 
 # How long what is still to be exported may hold up the end of a process.
 FLUSH_S = 2.0
 _SCOPE = "agent_runner"
-_LINES_EVERY_MS = 200.0
+_LINES_EVERY_S = 0.2
 _TOLD_EVERY_S = 60.0
 # They say the same for each batch, and some for each span.
 _TALKATIVE = (
     "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.metrics._internal.export",
 )
 
@@ -53,6 +56,7 @@ class Telemetry:
         for name in _TALKATIVE:
             logging.getLogger(name).addFilter(_Seldom())
         given = trace.get_tracer_provider()
+        self._queue: SpanQueue | None = None
         shared = kind == "otel" and isinstance(given, TracerProvider) and given not in _ours
         self._provider: trace.TracerProvider = given if shared else self._own_provider()
         if isinstance(given, trace.ProxyTracerProvider):
@@ -61,7 +65,12 @@ class Telemetry:
 
     def tracing(self, *, content: bool) -> Tracing:
         """What our spans are made with; see `Tracing`."""
-        return Tracing(self._provider.get_tracer(_SCOPE, version("agent-runner")), content)
+        release = version("agent-runner")
+        tracer = self._provider.get_tracer(_SCOPE, release)
+        if self._queue is not None and isinstance(tracer, SdkTracer):
+            lean = LeanTracer(tracer, self._queue, InstrumentationScope(_SCOPE, release))
+            return Tracing(lean.start_span, content)
+        return Tracing(tracer.start_span, content)
 
     @cached_property
     def resource(self) -> Resource:
@@ -95,26 +104,34 @@ class Telemetry:
             self._provider.force_flush()
 
     def _own_provider(self) -> TracerProvider:
-        exporter, every_ms = self._exporter()
         provider = TracerProvider(resource=self.resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=every_ms))
+        self._queue = SpanQueue(self._sink(), self._limits())
+        provider.add_span_processor(self._queue)
         _ours.append(provider)
         return provider
 
-    def _exporter(self) -> tuple[SpanExporter, float | None]:
-        """With how long spans are gathered before they go; None for what the standard variable says."""
+    def _sink(self) -> SpanSink:
         match self._kind:
             case "otel":
                 # Imported with its kind, as above.
-                from app.telemetry.otlp import Destination, OtlpSpanExporter
+                from app.telemetry.otlp import Destination, OtlpSink
 
-                return OtlpSpanExporter(Destination.of(os.environ)), None
+                return OtlpSink(Destination.of(os.environ), self.resource)
             case "console":
-                return LineSpanExporter(people_line), _LINES_EVERY_MS
+                return LineSink(people_line)
             case "json":
-                return LineSpanExporter(json_line), _LINES_EVERY_MS
+                return LineSink(json_line)
             case _:
                 assert_never(self._kind)
+
+    def _limits(self) -> QueueLimits:
+        usual = QueueLimits(every_s=5.0 if self._kind == "otel" else _LINES_EVERY_S)
+        most = _whole("OTEL_BSP_MAX_QUEUE_SIZE", usual.max_spans)
+        return QueueLimits(
+            max_spans=most,
+            batch=min(_whole("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", usual.batch), most),
+            every_s=_whole("OTEL_BSP_SCHEDULE_DELAY", round(1000 * usual.every_s)) / 1000,
+        )
 
 
 @lru_cache
@@ -125,6 +142,20 @@ def telemetry_of(kind: TelemetryKind) -> Telemetry:
         TelemetrySettingError: a variable of OpenTelemetry's cannot be followed.
     """
     return Telemetry(kind)
+
+
+def _whole(name: str, usual: int) -> int:
+    """A variable that is a whole number above 0.
+
+    Raises:
+        TelemetrySettingError: it is something else.
+    """
+    given = os.environ.get(name, "").strip()
+    if not given:
+        return usual
+    if not given.isdecimal() or not 0 < int(given[:12]) < 10**9:
+        raise TelemetrySettingError(f"{name}: {given!r} cannot be used: it is a whole number above 0")
+    return int(given)
 
 
 async def _bounded(work: Callable[[], object], within_s: float) -> None:

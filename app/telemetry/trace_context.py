@@ -58,6 +58,11 @@ def current_headers() -> dict[str, str]:
     return {"traceparent": traceparent_of(context)} if context.is_valid else {}
 
 
+def in_context(span: trace.Span) -> Context:
+    """The context of what belongs to a span, and to nothing else."""
+    return trace.set_span_in_context(span, _NOWHERE)
+
+
 def parent_of(text: str | None) -> Context:
     """The context in which a span's parent is what `text_of` wrote down; without a parent if that cannot be read."""
     found = None if text is None else _PARENT.match(text)
@@ -72,7 +77,7 @@ def parent_of(text: str | None) -> Context:
         trace_flags=trace.TraceFlags(int(flags, 16)),
         trace_state=trace.TraceState.from_header([state]) if state else None,
     )
-    return trace.set_span_in_context(trace.NonRecordingSpan(context), _NOWHERE)
+    return in_context(trace.NonRecordingSpan(context))
 
 
 def parent_in(headers: Iterable[tuple[bytes, bytes]]) -> Context:

@@ -6,11 +6,14 @@ requests, of the HTTP ones; everything else is `agent_runner.*`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from opentelemetry import trace
-from opentelemetry.trace import Status, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.util.types import AnyValue
 
 TelemetryKind = Literal["console", "json", "otel"]
 
@@ -25,11 +28,12 @@ class Tracing:
     """What spans are made with.
 
     Args:
+        start: starts a span; takes its name, the context of its parent (None for the current one), a kind, attributes.
         content: whether spans carry what people, models and tools say. Without it none of that is in them, texts of
             errors included.
     """
 
-    tracer: trace.Tracer
+    start: Callable[[str, Context | None, SpanKind, Mapping[str, AnyValue]], trace.Span]
     content: bool
 
 

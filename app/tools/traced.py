@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from time import time_ns
 from typing import assert_never
 
 from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind
 
 from app.engine.tool_definitions import Toolbox
 from app.engine.tools import Deferral, ToolInvocation, ToolPort, ToolResult, ToolSource, ToolSpec
+from app.telemetry.trace_context import in_context
 from app.telemetry.tracing import CANCELLED, UNEXPECTED, Tracing, failed
 
 # Characters of arguments and of results, each, in spans that carry them.
@@ -55,10 +56,9 @@ class TracedTools:
 
     async def prepare(self, invocation: ToolInvocation) -> str | ToolResult:
         """See `ToolPort.prepare`."""
-        started = time_ns()
         prepared = await self._inner.prepare(invocation)
         if not isinstance(prepared, str):
-            span = self._span(invocation, started)
+            span = self._span(invocation)
             self._describe(span, prepared)
             span.end()
         return prepared
@@ -66,7 +66,7 @@ class TracedTools:
     async def invoke(self, invocation: ToolInvocation) -> ToolResult | Deferral:
         """See `ToolPort.invoke`."""
         span = self._span(invocation)
-        token = context.attach(trace.set_span_in_context(span))
+        token = context.attach(in_context(span))
         error: str | None = UNEXPECTED
         try:
             result = await self._inner.invoke(invocation)
@@ -102,7 +102,7 @@ class TracedTools:
             latency_ms=latency_ms,
         )
 
-    def _span(self, invocation: ToolInvocation, start_time: int | None = None) -> trace.Span:
+    def _span(self, invocation: ToolInvocation) -> trace.Span:
         name = invocation.tool_name
         spec = self._inner.spec(name)
         attributes = {
@@ -115,7 +115,7 @@ class TracedTools:
         if self._tracing.content:
             attributes["gen_ai.tool.call.arguments"] = invocation.arguments[:MAX_CHARS]
         title = "execute_tool" if spec is None else f"execute_tool {name}"
-        return self._tracing.tracer.start_span(title, attributes=attributes, start_time=start_time)
+        return self._tracing.start(title, None, SpanKind.INTERNAL, attributes)
 
     def _describe(self, span: trace.Span, result: ToolResult | Deferral) -> None:
         if isinstance(result, Deferral):

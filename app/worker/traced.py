@@ -8,10 +8,11 @@ from dataclasses import replace
 from functools import lru_cache
 
 from opentelemetry import context, trace
+from opentelemetry.trace import SpanKind
 
 from app.engine.status import RunStatus
 from app.engine.store_errors import StoreError
-from app.telemetry.trace_context import parent_of, text_of
+from app.telemetry.trace_context import in_context, parent_of, text_of
 from app.telemetry.tracing import CANCELLED, Tracing, failed
 from app.worker.driver import DriverPorts, LostRun, RunDriver
 from app.worker.start import Start
@@ -44,7 +45,7 @@ class TracedDriver(RunDriver):
     async def drive(self) -> RunStatus:
         """See `RunDriver.drive`."""
         # Never detached: the task is the run's own.
-        context.attach(trace.set_span_in_context(self._span))
+        context.attach(in_context(self._span))
         try:
             status = await super().drive()
             self._left(status)
@@ -92,7 +93,7 @@ def _begun(tracing: Tracing, start: Start) -> trace.Span:
     }
     if claim.waited_s:
         attributes["agent_runner.queue.wait_s"] = claim.waited_s
-    return tracing.tracer.start_span(title, parent_of(run.trace_context), attributes=attributes)
+    return tracing.start(title, parent_of(run.trace_context), SpanKind.INTERNAL, attributes)
 
 
 @lru_cache(maxsize=256)
