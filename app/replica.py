@@ -48,9 +48,10 @@ from app.tools.registry import ToolRegistry
 from app.tools.traced import TracedTools
 from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import UNHEARD_EVERY_S, UNWATCHED_EVERY_S, DeltaGatherer
-from app.worker.driver import DriverPorts, RunDriver
+from app.worker.driver import DriverPorts
 from app.worker.executor import LocalExecutor
 from app.worker.lease import Lease
+from app.worker.metered import MeteredDriver
 from app.worker.sweeper import Retention, Sweeper
 from app.worker.traced import TracedDriver
 from app.worker.watch import Watch
@@ -95,7 +96,7 @@ class _Execution:
         if tracing is not None:
             told_tools = TracedTools(told_tools, tracing)
         ports = DriverPorts(store, models, told_tools, self.bus, self._deltas, time.monotonic, policy)
-        driver = RunDriver if tracing is None else partial(TracedDriver, tracing)
+        driver = partial(MeteredDriver, metrics) if tracing is None else partial(TracedDriver, tracing, metrics)
         self.executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs, driver=driver)
         self.executor.accepting = False
         self.claim_loop = ClaimLoop(store, self.executor, self.bus, lambda: pools.execution.pool_use().exhausted)
@@ -253,7 +254,7 @@ async def running_replica(settings: Settings, telemetry: Telemetry | None = None
         stack.push_async_callback(pools.close)
         replica = Replica(settings, pools, tools, policy, telemetry)
         if telemetry is not None:
-            stack.push_async_callback(telemetry.flush, also=replica.metrics.close)
+            stack.push_async_callback(telemetry.flush, also=telemetry.push(replica.metrics))
         stack.push_async_callback(replica.stop)
         if await _migrations_missing(pools.readiness) is None:
             await replica.start()
@@ -326,7 +327,7 @@ def _model_config(settings: Settings) -> ModelConfig:
 def _metrics(telemetry: Telemetry | None) -> Metrics:
     if telemetry is None:
         return Metrics()
-    return Metrics(readers=telemetry.metric_readers(), resource=telemetry.resource)
+    return Metrics(resource=telemetry.resource)
 
 
 def _retention(settings: Settings) -> Retention:

@@ -29,9 +29,9 @@ class TracedRequests:
             await self._app(scope, receive, send)
             return
         method: str = scope["method"] if scope["method"] in _METHODS else "_OTHER"
-        span = self._tracing.start(
-            method if method != "_OTHER" else "HTTP",
+        span = self._tracing.start.below(
             parent_in(scope["headers"]),
+            method if method != "_OTHER" else "HTTP",
             SpanKind.SERVER,
             {"http.request.method": method, "url.path": scope["path"], "url.scheme": scope["scheme"]},
         )

@@ -44,7 +44,7 @@ class TracedClient:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
         """See `ModelClient.stream`."""
         name, attributes = _chat(request.model)
-        span = self._tracing.start(name, None, SpanKind.CLIENT, attributes)
+        span = self._tracing.start(name, SpanKind.CLIENT, attributes)
         last: ModelEvent | None = None
         first_s: float | None = None
         error: str | None = UNEXPECTED

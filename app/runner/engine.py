@@ -18,15 +18,17 @@ from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.ports import RunStore
 from app.engine.store_errors import StoreError
+from app.engine.tools import ToolPort
 from app.event_bus.memory import MemoryBus
 from app.runner.config import RunnerConfig
+from app.runner.telemetry import InProcess
 from app.services.errors import Conflict
 from app.services.run_control import RunControl
 from app.telemetry.logs import get_logger
 from app.tools.registry import ToolRegistry
 from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import DeltaGatherer
-from app.worker.driver import DriverPorts
+from app.worker.driver import DriverPorts, RunDriver
 from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
 
@@ -40,6 +42,7 @@ class Engine:
     Args:
         ask: answers the runs' questions; None if nobody in this process does.
         shared_client: the client belongs to somebody else, who closes it.
+        telemetry: what traces the runs; the client is traced already.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Engine:
         ask: AskPerson | None,
         *,
         shared_client: bool,
+        telemetry: InProcess | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.bus = MemoryBus() if ask is None else _AskingBus(self._answer)
@@ -63,8 +67,13 @@ class Engine:
         self._models = models
         self._shared_client = shared_client
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic)
-        ports = DriverPorts(store, models, tools, self.bus, self._deltas, time.monotonic, policy)
-        self.executor = LocalExecutor(ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits)
+        self._telemetry = telemetry
+        port: ToolPort = tools if telemetry is None else telemetry.tools(tools)
+        ports = DriverPorts(store, models, port, self.bus, self._deltas, time.monotonic, policy)
+        driver = RunDriver if telemetry is None else telemetry.driver
+        self.executor = LocalExecutor(
+            ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits, driver=driver
+        )
         self.bus.on_control(self.executor.signal)
         self.bus.on_wake(self.executor.wake)
         self.bus.on_watched(self._deltas.noticed)
@@ -76,6 +85,10 @@ class Engine:
             asyncio.create_task(self._expire(), name="expiry"),
         ]
 
+    def asked(self, agent: str) -> str | None:
+        """What a run of that agent is part of that is made now; see `NewRun.trace_context`."""
+        return None if self._telemetry is None else self._telemetry.asked(agent)
+
     async def stop(self) -> None:
         await self.executor.drain(0.1)
         for task in (*self._tasks, *self._questions):
@@ -85,6 +98,8 @@ class Engine:
         await self.tools.aclose()
         if not self._shared_client:
             await self._models.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.flush()
 
     async def _expire(self) -> None:
         while True:

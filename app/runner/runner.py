@@ -25,7 +25,9 @@ from app.runner.agent import Agent
 from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
 from app.runner.handle import RunHandle, RunStream
+from app.runner.telemetry import InProcess, in_process
 from app.settings import Settings
+from app.telemetry.tracing import TelemetryKind
 from app.tools.operator_tools import operator_registry
 
 
@@ -50,6 +52,13 @@ class Runner:
             go by their agent's `interaction_mode`.
         store: where runs live; None for memory.
         model_client: answers all model calls in place of the clients that `config` describes.
+        telemetry: where traces go: `console` or `json` for lines on standard output, `otel` for OTLP as the OTEL_*
+            variables say, with the numbers of models, tools and steps; None for nowhere. A program that has set a
+            tracer provider of its own gets the spans of `otel` there. What is said is in them if TELEMETRY_CONTENT is
+            on.
+
+    Raises:
+        TelemetrySettingError: a variable of OpenTelemetry's has a value that cannot be used.
     """
 
     def __init__(
@@ -60,6 +69,7 @@ class Runner:
         ask: AskPerson | None = None,
         store: AgentStore | None = None,
         model_client: ModelClient | None = None,
+        telemetry: TelemetryKind | None = None,
     ) -> None:
         self._config = config or RunnerConfig()
         self._limits = RunLimits().replaced(self._config.limits)
@@ -67,6 +77,7 @@ class Runner:
         self._model_client = model_client
         self._policy = policy_engine or PolicyEngine()
         self._ask = ask
+        self._telemetry = in_process(telemetry)
         self._engine: Engine | None = None
         self._users = 0
 
@@ -128,7 +139,8 @@ class Runner:
         try:
             version = self._keep(agent, engine)
             await engine.tools.settled(agent.definition.tools)
-            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits)
+            trace_context = engine.asked(agent.definition.name)
+            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits, trace_context)
             owner = engine.executor.owner if engine.executor.has_room() else None
             created = await self._store.create(new, owner=owner)
         except BaseException:
@@ -187,17 +199,20 @@ class Runner:
         """The engine of this event loop, for one more user of it."""
         loop = asyncio.get_running_loop()
         if self._engine is None or self._engine.loop is not loop:
-            client = self._model_client or build_model_client(self._model_config())
+            settings = Settings.load()
+            telemetry = self._telemetry and self._telemetry.opened(content=settings.telemetry_content)
+            client = self._client(telemetry)
             shared = self._model_client is not None
             self._engine = Engine(
                 self._store,
                 client,
-                operator_registry(Settings.load()),
+                operator_registry(settings),
                 self._config,
                 self._limits,
                 self._policy,
                 self._ask,
                 shared_client=shared,
+                telemetry=telemetry,
             )
             self._users = 0
         self._users += 1
@@ -217,6 +232,7 @@ class Runner:
         thread_id: str | None,
         context: Mapping[str, Any],
         limits: Limits | None,
+        trace_context: str | None,
     ) -> NewRun:
         mode = None if self._ask is None else InteractionMode.EXTERNAL
         overrides = AgentOverrides(limits=limits, interaction_mode=mode)
@@ -230,6 +246,7 @@ class Runner:
             input=message,
             overrides=overrides,
             context=context,
+            trace_context=trace_context,
             opening=None if thread_id else first_write(resolved, context, message, engine.tools, self._policy),
         )
 
@@ -244,6 +261,13 @@ class Runner:
                 versions[name] = AgentVersion(str(uuid7()), each.definition)
                 self._store.put_agent_version(versions[name])
         return versions[agent.definition.name]
+
+    def _client(self, telemetry: InProcess | None) -> ModelClient:
+        if self._model_client is not None:
+            return self._model_client if telemetry is None else telemetry.model(self._model_client)
+        if telemetry is None:
+            return build_model_client(self._model_config())
+        return build_model_client(self._model_config(), metrics=telemetry.metrics, tracing=telemetry.tracing)
 
     def _model_config(self) -> ModelConfig:
         settings = Settings.load()

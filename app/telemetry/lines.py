@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from opentelemetry.trace import SpanKind, StatusCode
 
 from app.telemetry.logs import redacted
-from app.telemetry.span_queue import EndedSpan, Items
+from app.telemetry.span_queue import EndedSpan
 
 _NANO = 1_000_000_000
 
@@ -25,14 +26,11 @@ class LineSink:
     def __init__(self, line: Callable[[EndedSpan], str]) -> None:
         self._line = line
 
-    def encode(self, span: EndedSpan) -> bytes:
-        """See `SpanSink.encode`."""
-        return f"{redacted(self._line(span))}\n".encode("utf-8", "replace")
-
-    def send(self, spans: Items) -> str | None:
+    def send(self, spans: Sequence[EndedSpan]) -> str | None:
         """See `SpanSink.send`."""
+        lines = "".join(f"{redacted(self._line(span))}\n" for span in spans)
         try:
-            sys.stdout.buffer.write(b"".join(item for items in spans.values() for item in items))
+            sys.stdout.buffer.write(lines.encode("utf-8", "replace"))
             sys.stdout.flush()
         except (OSError, ValueError) as error:  # nobody reads it any more
             return f"standard output: {type(error).__name__}"
@@ -54,27 +52,28 @@ def people_line(span: EndedSpan) -> str:
 
 
 def _about(span: EndedSpan) -> dict[str, Any]:
-    context, parent = span.context, span.parent
-    assert context is not None
-    start, end = span.start_time or 0, span.end_time or 0
     found: dict[str, Any] = {
         "name": span.name,
-        "trace_id": f"{context.trace_id:032x}",
-        "span_id": f"{context.span_id:016x}",
-        "parent_span_id": None if parent is None else f"{parent.span_id:016x}",
-        "kind": span.kind.name.lower(),
-        "start_time": _time(start),
-        "end_time": _time(end),
-        "duration_ms": round((end - start) / 1e6, 3),
-        "status": span.status.status_code.name.lower(),
+        "trace_id": f"{span.trace_id:032x}",
+        "span_id": f"{span.span_id:016x}",
+        "parent_span_id": f"{span.parent_id:016x}" if span.parent_id else None,
+        "kind": SpanKind(span.kind).name.lower(),
+        "start_time": _time(span.start),
+        "end_time": _time(span.end),
+        "duration_ms": round((span.end - span.start) / 1e6, 3),
+        "status": StatusCode(span.status).name.lower(),
+        "scope": span.scope,
     }
-    if span.status.description:
-        found["status_message"] = span.status.description
+    if span.said:
+        found["status_message"] = span.said
     return found
 
 
 def _events(span: EndedSpan) -> dict[str, Any]:
-    events = [{"name": e.name, "time": _time(e.timestamp), "attributes": _plain(e.attributes)} for e in span.events]
+    events = [
+        {"name": event.name, "time": _time(event.timestamp), "attributes": _plain(event.attributes)}
+        for event in span.events or ()
+    ]
     return {"events": events} if events else {}
 
 

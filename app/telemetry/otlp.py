@@ -9,16 +9,16 @@ import gzip
 import random
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import requests
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.util.re import parse_env_headers
 
-from app.telemetry.otlp_body import encoded_resource, encoded_span, request_body
+from app.telemetry.otlp_body import encoded_resource, request_body
 from app.telemetry.setting_error import TelemetrySettingError
-from app.telemetry.span_queue import EndedSpan, Items
+from app.telemetry.span_queue import EndedSpan
 
 PROTOCOL = "http/protobuf"
 _DEFAULT_ENDPOINT = "http://localhost:4318"
@@ -90,11 +90,7 @@ class OtlpSink:
             self._session.headers["Content-Encoding"] = destination.compression
         self._session.headers.update(destination.headers)
 
-    def encode(self, span: EndedSpan) -> bytes:
-        """See `SpanSink.encode`."""
-        return encoded_span(span)
-
-    def send(self, spans: Items) -> str | None:
+    def send(self, spans: Sequence[EndedSpan]) -> str | None:
         """See `SpanSink.send`."""
         return self._sent(self._compressed(request_body(self._resource, spans)))
 

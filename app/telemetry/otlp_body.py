@@ -9,7 +9,7 @@ it stands on the wire; all else is left to the generated classes (https://protob
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
 from typing import Any, cast
@@ -20,22 +20,13 @@ from opentelemetry.proto.resource.v1.resource_pb2 import Resource as PbResource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as PbSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status as PbStatus
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind
 from opentelemetry.util.types import AnyValue, Attributes
 
 from app.telemetry.logs import redacted
-from app.telemetry.span_queue import EndedSpan, Items
+from app.telemetry.span_queue import EndedSpan
 
 _KEPT_ATTRIBUTES = 4096
 _LONGEST_KEPT_CHARS = 32  # ids, which come once, have 36
-_KINDS = {
-    SpanKind.INTERNAL: 1,
-    SpanKind.SERVER: 2,
-    SpanKind.CLIENT: 3,
-    SpanKind.PRODUCER: 4,
-    SpanKind.CONSUMER: 5,
-}
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200  # SpanFlags
 
 # Tags: the number of a field times eight, and 2 for what has a length, 1 and 5 for 64 and 32 bits.
@@ -46,14 +37,17 @@ _KEY, _VALUE, _STRING = b"\x0a", b"\x12", b"\x0a"  # of KeyValue and AnyValue
 _RESOURCE, _SCOPE, _ITEM = b"\x0a", b"\x0a", b"\x12"  # of ResourceSpans and ScopeSpans
 
 
-def request_body(resource: bytes, spans: Items) -> bytes:
-    """An ExportTraceServiceRequest.
+def request_body(resource: bytes, spans: Sequence[EndedSpan]) -> bytes:
+    """An ExportTraceServiceRequest with these spans, without what tools must not tell.
 
     Args:
-        resource: as `encoded_resource` writes it; `spans` as `encoded_span` writes them.
+        resource: as `encoded_resource` writes it.
     """
-    scopes = [_framed(_ITEM, _scope(scope) + b"".join(items)) for scope, items in spans.items()]
-    return _framed(_RESOURCE, resource + b"".join(scopes))
+    scopes: dict[str, list[bytes]] = {}
+    for span in spans:
+        scopes.setdefault(span.scope, []).append(_span(span))
+    items = [_framed(_ITEM, _scope(scope) + b"".join(items)) for scope, items in scopes.items()]
+    return _framed(_RESOURCE, resource + b"".join(items))
 
 
 def encoded_resource(resource: Resource) -> bytes:
@@ -61,44 +55,38 @@ def encoded_resource(resource: Resource) -> bytes:
     return _framed(_RESOURCE, PbResource(attributes=_key_values(resource.attributes)).SerializeToString())
 
 
-def _scope(scope: InstrumentationScope | None) -> bytes:
-    about = PbScope() if scope is None else PbScope(name=scope.name, version=scope.version or "")
-    return _framed(_SCOPE, about.SerializeToString())
+def _scope(name: str) -> bytes:
+    return _framed(_SCOPE, PbScope(name=name).SerializeToString())
 
 
-def encoded_span(span: EndedSpan) -> bytes:
-    """A span, as a field of ScopeSpans, without what tools must not tell."""
-    context, parent = cast("SpanContext", span.context), span.parent
-    remote = _IS_REMOTE if parent is not None and parent.is_remote else 0
-    flags = int(context.trace_flags) | _HAS_IS_REMOTE | remote
-    parts = [_TRACE_ID, context.trace_id.to_bytes(16, "big"), _SPAN_ID, context.span_id.to_bytes(8, "big")]
-    if parent is not None:
-        parts += (_PARENT, parent.span_id.to_bytes(8, "big"))
+def _span(span: EndedSpan) -> bytes:
+    flags = span.flags | _HAS_IS_REMOTE | (_IS_REMOTE if span.remote else 0)
+    parts = [_TRACE_ID, span.trace_id.to_bytes(16, "big"), _SPAN_ID, span.span_id.to_bytes(8, "big")]
+    if span.parent_id:
+        parts += (_PARENT, span.parent_id.to_bytes(8, "big"))
     parts += (
-        _framed(_NAME, span.name.encode()),
-        _KIND_TIMES_FLAGS.pack(
-            0x30, _KINDS[span.kind], 0x39, span.start_time or 0, 0x41, span.end_time or 0, 0x0185, flags
-        ),
+        _framed(_NAME, span.name.encode("utf-8", "replace")),
+        # A kind's number is one more than the SDK's: 0 says that there is none.
+        _KIND_TIMES_FLAGS.pack(0x30, span.kind + 1, 0x39, span.start, 0x41, span.end, 0x0185, flags),
     )
-    for key, value in (span.attributes or {}).items():
+    for key, value in span.attributes.items():
         known = _short_texts.get((key, value)) if type(value) is str else None
         parts.append(known or _attribute(key, value))
-    if span.events or span.links or context.trace_state or span.status.status_code.value:
-        parts.append(_seldom(span, context))  # a message goes on with what another one of its kind has
+    if span.events or span.links or span.state or span.status:
+        parts.append(_seldom(span))  # a message goes on with what another one of its kind has
     return _framed(_ITEM, b"".join(parts))
 
 
-def _seldom(span: EndedSpan, context: SpanContext) -> bytes:
+def _seldom(span: EndedSpan) -> bytes:
     """What few spans have."""
-    rest = PbSpan(trace_state=context.trace_state.to_header())
-    if span.status.status_code.value:
-        message = redacted(span.status.description or "")
-        rest.status.CopyFrom(PbStatus(code=cast("Any", span.status.status_code.value), message=message))
-    for event in span.events:
+    rest = PbSpan(trace_state=span.state)
+    if span.status:
+        rest.status.CopyFrom(PbStatus(code=cast("Any", span.status), message=redacted(span.said or "")))
+    for event in span.events or ():
         rest.events.add(
             name=redacted(event.name), time_unix_nano=event.timestamp, attributes=_key_values(event.attributes)
         )
-    for link in span.links:
+    for link in span.links or ():
         rest.links.add(
             trace_id=link.context.trace_id.to_bytes(16, "big"),
             span_id=link.context.span_id.to_bytes(8, "big"),

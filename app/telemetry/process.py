@@ -17,20 +17,19 @@ from importlib.metadata import version
 from typing import assert_never
 
 from opentelemetry import trace
-from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from uuid_utils import uuid4
 
 from app.telemetry.lines import LineSink, json_line, people_line
 from app.telemetry.logs import get_logger, name_traces
+from app.telemetry.metrics import Metrics
 from app.telemetry.setting_error import TelemetrySettingError
 from app.telemetry.span import LeanTracer
 from app.telemetry.span_queue import QueueLimits, SpanQueue, SpanSink
 from app.telemetry.trace_context import current_ids
-from app.telemetry.tracing import TelemetryKind, Tracing
+from app.telemetry.tracing import SdkSpans, TelemetryKind, Tracing
 
 # How long what is still to be exported may hold up the end of a process.
 FLUSH_S = 2.0
@@ -38,10 +37,7 @@ _SCOPE = "agent_runner"
 _LINES_EVERY_S = 0.2
 _TOLD_EVERY_S = 60.0
 # They say the same for each batch, and some for each span.
-_TALKATIVE = (
-    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
-    "opentelemetry.sdk.metrics._internal.export",
-)
+_TALKATIVE = ("opentelemetry.exporter.otlp.proto.http.metric_exporter",)
 
 _ours: list[TracerProvider] = []  # at most one of a kind
 
@@ -65,12 +61,10 @@ class Telemetry:
 
     def tracing(self, *, content: bool) -> Tracing:
         """What our spans are made with; see `Tracing`."""
-        release = version("agent-runner")
-        tracer = self._provider.get_tracer(_SCOPE, release)
+        tracer = self._provider.get_tracer(_SCOPE, version("agent-runner"))
         if self._queue is not None and isinstance(tracer, SdkTracer):
-            lean = LeanTracer(tracer, self._queue, InstrumentationScope(_SCOPE, release))
-            return Tracing(lean.start_span, content)
-        return Tracing(tracer.start_span, content)
+            return Tracing(LeanTracer(tracer, self._queue, _SCOPE), content)
+        return Tracing(SdkSpans(tracer), content)
 
     @cached_property
     def resource(self) -> Resource:
@@ -82,14 +76,14 @@ class Telemetry:
         }
         return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
 
-    def metric_readers(self) -> tuple[MetricReader, ...]:
-        """New readers that export the metrics of a provider; none but for `otel`."""
+    def push(self, metrics: Metrics) -> Callable[[], object]:
+        """Export these from now on, for `otel`; what is to be called in the end, and may block."""
         if self._kind != "otel":
-            return ()
+            return lambda: None
         # Imported with its kind: this and what it needs takes a tenth of a second.
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+        from app.telemetry.metrics_push import MetricsPush, push_interval_s
 
-        return (PeriodicExportingMetricReader(OTLPMetricExporter()),)
+        return MetricsPush(metrics, push_interval_s(os.environ)).close
 
     async def flush(self, *, also: Callable[[], object] = lambda: None, within_s: float = FLUSH_S) -> None:
         """Export what has ended, as far as that takes no longer than `within_s` seconds.

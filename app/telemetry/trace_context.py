@@ -63,29 +63,29 @@ def in_context(span: trace.Span) -> Context:
     return trace.set_span_in_context(span, _NOWHERE)
 
 
-def parent_of(text: str | None) -> Context:
-    """The context in which a span's parent is what `text_of` wrote down; without a parent if that cannot be read."""
+def parent_of(text: str | None) -> trace.SpanContext | None:
+    """The span that `text_of` wrote down; None if that cannot be read."""
     found = None if text is None else _PARENT.match(text)
     if text is None or found is None:
-        return _NOWHERE
+        return None
     trace_id, span_id, flags = found.groups()
     state = text[found.end() + 1 :]
-    context = trace.SpanContext(
+    return trace.SpanContext(
         int(trace_id, 16),
         int(span_id, 16),
         is_remote=True,
         trace_flags=trace.TraceFlags(int(flags, 16)),
         trace_state=trace.TraceState.from_header([state]) if state else None,
     )
-    return in_context(trace.NonRecordingSpan(context))
 
 
-def parent_in(headers: Iterable[tuple[bytes, bytes]]) -> Context:
-    """The same from a request's headers (names in lower case); without a parent where none is given, or none valid."""
+def parent_in(headers: Iterable[tuple[bytes, bytes]]) -> trace.SpanContext | None:
+    """The span that a request's headers (names in lower case) name; None where there is none, or no valid one."""
     given: dict[str, list[str]] = {}
     for name, value in headers:
         if name in (b"traceparent", b"tracestate"):
             given.setdefault(name.decode(), []).append(value.decode("latin-1"))
     if len(given.get("traceparent", ())) != 1:
-        return _NOWHERE
-    return _PROPAGATOR.extract(given, _NOWHERE)
+        return None
+    found = trace.get_current_span(_PROPAGATOR.extract(given, _NOWHERE)).get_span_context()
+    return found if found.is_valid else None

@@ -6,14 +6,16 @@ requests, of the HTTP ones; everything else is `agent_runner.*`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AnyValue
+
+from app.telemetry.trace_context import in_context
 
 TelemetryKind = Literal["console", "json", "otel"]
 
@@ -23,17 +25,45 @@ CANCELLED = "cancelled"
 _ERROR = Status(StatusCode.ERROR)
 
 
+class StartSpan(Protocol):
+    """Starts spans; calling it starts one below the current span."""
+
+    def __call__(self, name: str, kind: SpanKind, attributes: Mapping[str, AnyValue]) -> trace.Span: ...
+
+    def below(
+        self, parent: SpanContext | None, name: str, kind: SpanKind, attributes: Mapping[str, AnyValue]
+    ) -> trace.Span:
+        """The same below a span that may be elsewhere; of None it begins a trace."""
+        ...
+
+
+class SdkSpans:
+    """Implements `StartSpan` with the spans of a provider that belongs to the program that we are part of."""
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    def __call__(self, name: str, kind: SpanKind, attributes: Mapping[str, AnyValue]) -> trace.Span:
+        return self._tracer.start_span(name, None, kind, attributes)
+
+    def below(
+        self, parent: SpanContext | None, name: str, kind: SpanKind, attributes: Mapping[str, AnyValue]
+    ) -> trace.Span:
+        """See `StartSpan.below`."""
+        context = Context() if parent is None else in_context(trace.NonRecordingSpan(parent))
+        return self._tracer.start_span(name, context, kind, attributes)
+
+
 @dataclass(frozen=True, slots=True)
 class Tracing:
     """What spans are made with.
 
     Args:
-        start: starts a span; takes its name, the context of its parent (None for the current one), a kind, attributes.
         content: whether spans carry what people, models and tools say. Without it none of that is in them, texts of
             errors included.
     """
 
-    start: Callable[[str, Context | None, SpanKind, Mapping[str, AnyValue]], trace.Span]
+    start: StartSpan
     content: bool
 
 

@@ -115,7 +115,7 @@ class TracedTools:
         if self._tracing.content:
             attributes["gen_ai.tool.call.arguments"] = invocation.arguments[:MAX_CHARS]
         title = "execute_tool" if spec is None else f"execute_tool {name}"
-        return self._tracing.start(title, None, SpanKind.INTERNAL, attributes)
+        return self._tracing.start(title, SpanKind.INTERNAL, attributes)
 
     def _describe(self, span: trace.Span, result: ToolResult | Deferral) -> None:
         if isinstance(result, Deferral):

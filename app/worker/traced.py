@@ -12,14 +12,16 @@ from opentelemetry.trace import SpanKind
 
 from app.engine.status import RunStatus
 from app.engine.store_errors import StoreError
+from app.telemetry.metrics import Metrics
 from app.telemetry.trace_context import in_context, parent_of, text_of
 from app.telemetry.tracing import CANCELLED, Tracing, failed
-from app.worker.driver import DriverPorts, LostRun, RunDriver
+from app.worker.driver import DriverPorts, LostRun
+from app.worker.metered import MeteredDriver
 from app.worker.start import Start
 
 
-class TracedDriver(RunDriver):
-    """A `RunDriver` that is a span `invoke_agent {agent}`, part of the trace in which its run was made.
+class TracedDriver(MeteredDriver):
+    """A `MeteredDriver` that is a span `invoke_agent {agent}`, part of the trace in which its run was made.
 
     Model calls, tool calls and child runs of the attempt are below it. It is current in the run's task until that ends,
     so that whatever is logged about the run afterwards names it too.
@@ -28,6 +30,7 @@ class TracedDriver(RunDriver):
     def __init__(
         self,
         tracing: Tracing,
+        metrics: Metrics,
         ports: DriverPorts,
         start: Start,
         *,
@@ -40,7 +43,7 @@ class TracedDriver(RunDriver):
             run = replace(start.run, trace_context=text_of(self._span.get_span_context()))
             start = replace(start, run=run)
         self._used_before = start.state.usage
-        super().__init__(ports, start, on_lost=on_lost, on_progress=on_progress)
+        super().__init__(metrics, ports, start, on_lost=on_lost, on_progress=on_progress)
 
     async def drive(self) -> RunStatus:
         """See `RunDriver.drive`."""
@@ -93,7 +96,7 @@ def _begun(tracing: Tracing, start: Start) -> trace.Span:
     }
     if claim.waited_s:
         attributes["agent_runner.queue.wait_s"] = claim.waited_s
-    return tracing.start(title, parent_of(run.trace_context), SpanKind.INTERNAL, attributes)
+    return tracing.start.below(parent_of(run.trace_context), title, SpanKind.INTERNAL, attributes)
 
 
 @lru_cache(maxsize=256)
