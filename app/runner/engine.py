@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 from uuid_utils.compat import uuid7
@@ -21,7 +21,6 @@ from app.engine.store_errors import StoreError
 from app.engine.tools import ToolPort
 from app.event_bus.memory import MemoryBus
 from app.runner.config import RunnerConfig
-from app.runner.telemetry import InProcess
 from app.services.errors import Conflict
 from app.services.run_control import RunControl
 from app.telemetry.logs import get_logger
@@ -31,6 +30,9 @@ from app.worker.deltas import DeltaGatherer
 from app.worker.driver import DriverPorts, RunDriver
 from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
+
+if TYPE_CHECKING:
+    from app.runner.telemetry import InProcess
 
 AskPerson = Callable[[InteractionRecord], Awaitable[Answer] | Answer]
 

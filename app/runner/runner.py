@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uuid_utils.compat import uuid7
 
@@ -25,10 +25,12 @@ from app.runner.agent import Agent
 from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
 from app.runner.handle import RunHandle, RunStream
-from app.runner.telemetry import InProcess, in_process
 from app.settings import Settings
 from app.telemetry.tracing import TelemetryKind
 from app.tools.operator_tools import operator_registry
+
+if TYPE_CHECKING:
+    from app.runner.telemetry import InProcess
 
 
 class AgentStore(RunStore, Protocol):
@@ -56,9 +58,6 @@ class Runner:
             variables say, with the numbers of models, tools and steps; None for nowhere. A program that has set a
             tracer provider of its own gets the spans of `otel` there. What is said is in them if TELEMETRY_CONTENT is
             on.
-
-    Raises:
-        TelemetrySettingError: a variable of OpenTelemetry's has a value that cannot be used.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Runner:
         self._model_client = model_client
         self._policy = policy_engine or PolicyEngine()
         self._ask = ask
-        self._telemetry = in_process(telemetry)
+        self._telemetry_kind: TelemetryKind | None = telemetry
         self._engine: Engine | None = None
         self._users = 0
 
@@ -200,7 +199,7 @@ class Runner:
         loop = asyncio.get_running_loop()
         if self._engine is None or self._engine.loop is not loop:
             settings = Settings.load()
-            telemetry = self._telemetry and self._telemetry.opened(content=settings.telemetry_content)
+            telemetry = _telemetry(self._telemetry_kind, content=settings.telemetry_content)
             client = self._client(telemetry)
             shared = self._model_client is not None
             self._engine = Engine(
@@ -277,3 +276,12 @@ class Runner:
             openai_base_url=config.openai_base_url or settings.openai_base_url,
             scripts_dir=config.scripts_dir,
         )
+
+
+def _telemetry(kind: TelemetryKind | None, *, content: bool) -> InProcess | None:
+    if kind is None:
+        return None
+    # Imported where it is asked for: most programs do without the SDK's traces.
+    from app.runner.telemetry import InProcess
+
+    return InProcess(kind, content=content)

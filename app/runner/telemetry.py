@@ -13,9 +13,9 @@ from app.engine.tools import ToolPort
 from app.llm.metered import MeteredClient
 from app.llm.traced import TracedClient
 from app.telemetry.metrics import Metrics
-from app.telemetry.process import Telemetry, telemetry_of
+from app.telemetry.process import telemetry_of
 from app.telemetry.trace_context import text_of
-from app.telemetry.tracing import TelemetryKind, Tracing
+from app.telemetry.tracing import TelemetryKind
 from app.tools.metered import MeteredTools
 from app.tools.traced import TracedTools
 from app.worker.driver import RunDriver
@@ -23,14 +23,21 @@ from app.worker.traced import TracedDriver
 
 
 class InProcess:
-    """What is around the parts of one engine."""
+    """What is around the parts of one engine.
 
-    def __init__(self, telemetry: Telemetry, tracing: Tracing) -> None:
-        self._telemetry = telemetry
-        self.tracing = tracing
-        self.metrics = Metrics(resource=telemetry.resource)
-        self._push = telemetry.push(self.metrics)
-        self.driver: Callable[..., RunDriver] = partial(TracedDriver, tracing, self.metrics)
+    Args:
+        content: see `Tracing`.
+
+    Raises:
+        TelemetrySettingError: a variable of OpenTelemetry's cannot be followed.
+    """
+
+    def __init__(self, kind: TelemetryKind, *, content: bool) -> None:
+        self._telemetry = telemetry_of(kind)
+        self.tracing = self._telemetry.tracing(content=content)
+        self.metrics = Metrics(resource=self._telemetry.resource)
+        self._push = self._telemetry.push(self.metrics)
+        self.driver: Callable[..., RunDriver] = partial(TracedDriver, self.tracing, self.metrics)
 
     def model(self, inner: ModelClient) -> ModelClient:
         """A client with what counts and traces its calls; for one that has no retry of ours around it."""
@@ -52,18 +59,3 @@ class InProcess:
     async def flush(self) -> None:
         """Export what has ended, within two seconds."""
         await self._telemetry.flush(also=self._push)
-
-
-class Opener:
-    """Makes what is around an engine, for each engine of a runner."""
-
-    def __init__(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
-
-    def opened(self, *, content: bool) -> InProcess:
-        return InProcess(self._telemetry, self._telemetry.tracing(content=content))
-
-
-def in_process(kind: TelemetryKind | None) -> Opener | None:
-    """None for none. Raises: TelemetrySettingError."""
-    return None if kind is None else Opener(telemetry_of(kind))
