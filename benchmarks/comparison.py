@@ -26,14 +26,12 @@ class Comparison:
 
     def text(self, what: str) -> str:
         """A line: means, and how much more it is by the mean, the median and the calmest quarter of the bursts."""
-        ratios = [
-            measure(self.with_it) / measure(self.without) - 1
-            for measure in (statistics.fmean, statistics.median, _calm)
-        ]
-        mean, median, calm = (f"{ratio:+.1%}" for ratio in ratios)
+        measures = (statistics.fmean, statistics.median, _calm)
+        mean, median, calm = (f"{measure(self.with_it) / measure(self.without) - 1:+.1%}" for measure in measures)
+        before, after = statistics.fmean(self.without), statistics.fmean(self.with_it)
         return (
-            f"{self.name}: {statistics.fmean(self.without):.2f} ms CPU/run without, {statistics.fmean(self.with_it):.2f} ms "
-            f"with {what}: {mean} by the mean, {median} by the median, {calm} by the calmest quarter"
+            f"{self.name}: {before:.2f} ms CPU/run without, {after:.2f} ms with {what}: "
+            f"{mean} by the mean, {median} by the median, {calm} by the calmest quarter"
         )
 
 
