@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -50,7 +51,9 @@ async def told(database_url: str, tmp_path: Path) -> dict[str, set[str]]:
                 assert run.json()["status"] == status, run.text
             forked = await client.post(f"/runs/{run.json()['run_id']}/fork", json={"input": "And 2 * 2?"})
             await client.get(f"/runs/{forked.json()['run_id']}/wait")
-            text = (await client.get("/metrics")).text
+            async with asyncio.timeout(15):
+                while "loop_lag_seconds_bucket" not in (text := (await client.get("/metrics")).text):
+                    await asyncio.sleep(0.05)  # it is measured twice a second
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
