@@ -6,12 +6,13 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import build_api
+from app.api.traced import TracedRequests
 from app.engine.store_errors import StoreUnavailable, reason_of
 from app.llm.providers_file import ProvidersFileError
 from app.replica import MAX_BODY_BYTES, running_replica
@@ -20,6 +21,9 @@ from app.services.policy_modules import PolicyModuleError
 from app.settings import Settings
 from app.telemetry.logs import get_logger
 from app.tools.errors import ToolError
+
+if TYPE_CHECKING:
+    from app.telemetry.process import Telemetry
 
 log = get_logger(__name__)
 
@@ -35,10 +39,12 @@ class ForServer(TypedDict):
 def create_app(settings: Settings) -> FastAPI:
     """The application of one replica. Nothing is connected before its lifespan starts."""
 
+    telemetry = _telemetry(settings)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[ForServer]:
         try:
-            async with running_replica(settings) as replica:
+            async with running_replica(settings, telemetry) as replica:
                 app.state.services = replica.services
                 yield ForServer(drain=replica.drain, under_way=lambda: replica.under_way)
         except (StoreUnavailable, ToolError, ProvidersFileError, AgentFileError, PolicyModuleError) as reason:
@@ -46,8 +52,24 @@ def create_app(settings: Settings) -> FastAPI:
             sys.exit(3)
 
     app = build_api(lifespan=lifespan, max_body_bytes=MAX_BODY_BYTES)
+    if telemetry is not None:
+        app.add_middleware(TracedRequests, telemetry.tracing(content=settings.telemetry_content))
     app.add_middleware(_ToldFailure)
     return app
+
+
+def _telemetry(settings: Settings) -> Telemetry | None:
+    """Where traces go; ends the process where the variables of OpenTelemetry say what cannot be done."""
+    if settings.telemetry == "none":
+        return None
+    # Imported where it is switched on: a service without it does without the exporters too.
+    from app.telemetry.process import telemetry_of
+
+    try:
+        return telemetry_of(settings.telemetry)
+    except ValueError as error:
+        log.error("cannot_start", reason=str(error))
+        sys.exit(3)
 
 
 class _ToldFailure:

@@ -7,8 +7,9 @@ import os
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uuid_utils.compat import uuid7
 
@@ -24,6 +25,7 @@ from app.engine.memories import Embedder
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.store_errors import StoreError, StoreUnavailable
+from app.engine.tools import ToolPort
 from app.event_bus.postgres import PostgresBus
 from app.llm.factory import (
     EmbeddingConfig,
@@ -54,25 +56,33 @@ from app.services.tool_catalogue import ToolCatalogue
 from app.settings import Settings
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Labels, Metrics
+from app.telemetry.trace_context import current_text, no_text
+from app.telemetry.tracing import Tracing
 from app.tools.metered import MeteredTools
 from app.tools.operator_tools import operator_registry
 from app.tools.registry import ToolRegistry
+from app.tools.traced import TracedTools
 from app.worker.backfill import Backfill
 from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import UNHEARD_EVERY_S, UNWATCHED_EVERY_S, DeltaGatherer
 from app.worker.driver import DriverPorts
 from app.worker.executor import LocalExecutor
 from app.worker.lease import Lease
+from app.worker.metered import MeteredDriver
 from app.worker.sweeper import Retention, Sweeper
+from app.worker.traced import TracedDriver
 from app.worker.watch import Watch
 from app.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from app.telemetry.process import Telemetry
 
 MAX_BODY_BYTES = 1024 * 1024
 MIGRATIONS_LOOK_S = 1.0
 _CAPABILITIES = (
     "runs", "streams", "threads", "agents", "tools", "checkpoints", "idempotency", "interactions", "subagents",
     "policy", "caller_tools", "http_tools", "mcp", "sandboxes", "fork", "structured_output", "compaction",
-    "memories",
+    "memories", "telemetry",
 )  # fmt: skip
 
 log = get_logger(__name__)
@@ -94,6 +104,7 @@ class _Execution:
         replicas: LiveReplicas,
         embedder: Embedder | None,
         metrics: Metrics,
+        tracing: Tracing | None,
     ) -> None:
         self._replicas = replicas
         owner = str(uuid7())
@@ -102,10 +113,13 @@ class _Execution:
         store = MeteredRunStore(pools.execution, metrics)
         self.bus = PostgresBus(direct_url, owner, hears=hears)
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic, UNWATCHED_EVERY_S if hears else UNHEARD_EVERY_S)
-        metered_tools = MeteredTools(tools, metrics)
+        told_tools: ToolPort = MeteredTools(tools, metrics)
+        if tracing is not None:
+            told_tools = TracedTools(told_tools, tracing)
         memories = MemoryService(PostgresMemoryRows(pools.execution), embedder)
-        ports = DriverPorts(store, models, metered_tools, self.bus, self._deltas, time.monotonic, policy, memories)
-        self.executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs)
+        ports = DriverPorts(store, models, told_tools, self.bus, self._deltas, time.monotonic, policy, memories)
+        driver = partial(MeteredDriver, metrics) if tracing is None else partial(TracedDriver, tracing, metrics)
+        self.executor = LocalExecutor(ports, owner, max_runs=settings.max_concurrent_runs, driver=driver)
         self.executor.accepting = False
         self.claim_loop = ClaimLoop(store, self.executor, self.bus, lambda: pools.execution.pool_use().exhausted)
         self.watch = Watch()
@@ -146,18 +160,28 @@ class Replica:
     """The parts of one replica. `running_replica` makes, starts and stops it."""
 
     def __init__(
-        self, settings: Settings, pools: Pools, tools: ToolRegistry, policy: PolicyEngine, config: ModelConfig
+        self,
+        settings: Settings,
+        pools: Pools,
+        tools: ToolRegistry,
+        policy: PolicyEngine,
+        config: ModelConfig,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        metrics = Metrics()
+        self.metrics = metrics = _metrics(telemetry)
+        tracing = None if telemetry is None else telemetry.tracing(content=settings.telemetry_content)
         replicas = LiveReplicas()
         self._settings = settings
         self._model_config = config
         self._tools = tools
+        self._trace_context = no_text if tracing is None else current_text
         cache = PostgresModelCache(pools.execution)
-        self._models = build_model_client(config, cache=cache, replicas=replicas, metrics=metrics)
+        self._models = build_model_client(config, cache=cache, replicas=replicas, metrics=metrics, tracing=tracing)
         self._embedder = build_embedder(EmbeddingConfig(settings.embedding_model, *settings.embedding_server))
         self._agents = agent_service(pools.api, tools, config)
-        self._execution = _Execution(settings, pools, self._models, tools, policy, replicas, self._embedder, metrics)
+        self._execution = _Execution(
+            settings, pools, self._models, tools, policy, replicas, self._embedder, metrics, tracing
+        )
         self._draining: asyncio.Task[None] | None = None
         self.services = self._build_services(pools, policy, metrics, _about(settings, config))
         _add_gauges(metrics, pools, self._execution)
@@ -176,6 +200,7 @@ class Replica:
             execution.bus,
             backlog=lambda: execution.claim_loop.backlog,
             max_queued=self._settings.max_queued_runs,
+            trace_context=self._trace_context,
         )
         return Services(
             runs=runs,
@@ -247,8 +272,12 @@ class Replica:
 
 
 @asynccontextmanager
-async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
-    """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`."""
+async def running_replica(settings: Settings, telemetry: Telemetry | None = None) -> AsyncGenerator[Replica]:
+    """A replica at work; one whose database is not migrated yet waits for that and says so at `/readyz`.
+
+    Args:
+        telemetry: where traces and metrics are exported to; None for nowhere.
+    """
     config = model_config(settings)
     tools = load_tools(settings)
     policy = load_policy_modules(settings.policy_modules)
@@ -260,7 +289,9 @@ async def running_replica(settings: Settings) -> AsyncGenerator[Replica]:
     pools = await Pools.open(settings.database_url, sizes, prepared=settings.database_prepared)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(pools.close)
-        replica = Replica(settings, pools, tools, policy, config)
+        replica = Replica(settings, pools, tools, policy, config, telemetry)
+        if telemetry is not None:
+            stack.push_async_callback(telemetry.flush, also=telemetry.push(replica.metrics))
         stack.push_async_callback(replica.stop)
         if await _migrations_missing(pools.readiness) is None:
             await replica.start()
@@ -332,6 +363,12 @@ def model_config(settings: Settings) -> ModelConfig:
         scripts_dir=scripts if scripts.is_dir() else None,
         providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
     )
+
+
+def _metrics(telemetry: Telemetry | None) -> Metrics:
+    if telemetry is None:
+        return Metrics()
+    return Metrics(resource=telemetry.resource)
 
 
 def _retention(settings: Settings) -> Retention:

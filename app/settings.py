@@ -193,8 +193,14 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         default="info", description="debug | info | warning | error."
     )
-    telemetry: Annotated[Literal["none"], BeforeValidator(_lower)] = Field(
-        default="none", description="none. Traces are not exported yet; metrics are at /metrics."
+    telemetry: Annotated[Literal["none", "console", "json", "otel"], BeforeValidator(_lower)] = Field(
+        default="none",
+        description="none | console | json | otel. Traces: lines for people or JSON lines on standard output, or OTLP "
+        "over HTTP, with metrics, as the OTEL_* variables of the environment say. /metrics is there with all of them.",
+    )
+    telemetry_content: bool = Field(
+        default=False,
+        description="on | off. Traces carry what people, models and tools say; otherwise none of it.",
     )
 
     @property

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import yaml
 from app.db.embedded import EmbeddedPostgres
 from app.db.embedded.postmaster import Postmaster
 from app.settings import Settings
+from benchmarks.collector import COLLECTING
 from benchmarks.measure import ProcessTree
 from benchmarks.model_server import LISTENING
 from benchmarks.workloads import WORKLOADS
@@ -61,11 +62,12 @@ class Stage:
 
 
 @contextmanager
-def running_stage(workers: int) -> Generator[Stage]:
+def running_stage(workers: int, telemetry: str = "none") -> Generator[Stage]:
     """Start Postgres, the model server and the service; end them all afterwards.
 
     Args:
         workers: the service's replica processes.
+        telemetry: the service's TELEMETRY; with `otel` it exports to a collector that is started as well.
 
     Raises:
         CannotStart: the model server, the migration or the service failed or took too long.
@@ -74,9 +76,14 @@ def running_stage(workers: int) -> Generator[Stage]:
     # Postgres may have to leave files of another owner behind.
     with tempfile.TemporaryDirectory(prefix="agent-runner-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with _postgres(folder / "data") as (database_url, database_pid), _model_server(folder) as (base_url, model_pid):
+        with (
+            _postgres(folder / "data") as (database_url, database_pid),
+            _model_server(folder) as (base_url, model_pid),
+            ExitStack() as stack,
+        ):
             environment = _environment(folder, database_url, base_url, workers)
             _migrate(folder, environment)
+            environment |= {"TELEMETRY": telemetry} | stack.enter_context(_collector(folder, telemetry))
             begun = time.perf_counter()
             with _program("agent-runner", [_agent_runner(), "serve"], folder, environment) as service:
                 url = service.wait_for(r"ready on (http://\S+)")
@@ -123,6 +130,19 @@ def _model_server(folder: Path) -> Generator[tuple[str, int]]:
         yield f"http://127.0.0.1:{port}/v1", server.pid
 
 
+@contextmanager
+def _collector(folder: Path, telemetry: str) -> Generator[dict[str, str]]:
+    """The variables with which the service finds the collector that it exports to, if it does."""
+    if telemetry != "otel":
+        yield {}
+        return
+    command = [sys.executable, "-m", "benchmarks.collector"]
+    environment = os.environ | {"PYTHONPATH": str(_PROJECT)}
+    with _program("collector", command, folder, environment) as server:
+        port = server.wait_for(re.escape(COLLECTING) + r"(\d+)")
+        yield {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+
+
 def _environment(folder: Path, database_url: str, base_url: str, workers: int) -> dict[str, str]:
     """The service's environment: its settings are these and otherwise the defaults, whatever the caller has set."""
     agents = folder / "agents"
@@ -136,7 +156,9 @@ def _environment(folder: Path, database_url: str, base_url: str, workers: int) -
         }
         (agents / f"{workload.name}.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
     ours = {name.upper() for name in Settings.model_fields}
-    inherited = {name: value for name, value in os.environ.items() if name.upper() not in ours}
+    inherited = {
+        name: value for name, value in os.environ.items() if name.upper() not in ours and not name.startswith("OTEL_")
+    }
     return inherited | {
         "DATABASE_URL": database_url,
         "PORT": "0",

@@ -46,7 +46,7 @@ class CreateAnswer:
 
 _KEY = """key AS (
     INSERT INTO idempotency_keys AS k (tenant_id, key, request_hash, resource)
-    SELECT $2::text, $22::text, $23::bytea, $24::json {agent}
+    SELECT $2::text, $23::text, $24::bytea, $25::json {agent}
     ON CONFLICT (tenant_id, key) DO UPDATE
     SET request_hash = EXCLUDED.request_hash, resource = EXCLUDED.resource, created_at = clock_timestamp()
     WHERE k.created_at < clock_timestamp() - interval '{ttl}'
@@ -79,7 +79,7 @@ _RUN = """run AS (
     INSERT INTO runs (run_id, tenant_id, thread_key, thread_id, ordinal, root_run_id, agent_name, agent_version,
                       agent_version_id, requested_model, overrides, context, input, metadata, user_id, on_disconnect,
                       status, holds_thread, available_at, owner, epoch, attempt, started_at, write_no, last_seq, step,
-                      created_at, forked_from_run_id, forked_from_checkpoint)
+                      created_at, forked_from_run_id, forked_from_checkpoint, trace_context)
     SELECT $1::uuid, $2::text, thread_key, $4::text, ordinal, $1::uuid, $8::text, $9::int,
            $10::uuid, $11::text, $12::json, $13::json, $14::json, $15::jsonb, $16::text, $17::text,
            CASE WHEN {claimed} THEN 'running' ELSE 'queued' END, got,
@@ -88,7 +88,7 @@ _RUN = """run AS (
            CASE WHEN {claimed} THEN 1 ELSE 0 END, CASE WHEN {claimed} THEN 1 ELSE 0 END,
            CASE WHEN {claimed} THEN clock_timestamp() END,
            CASE WHEN {opened} THEN 1 ELSE 0 END, CASE WHEN {opened} THEN {events} ELSE 0 END,
-           CASE WHEN {opened} THEN 1 ELSE 0 END, now(), $20::uuid, $21::bigint
+           CASE WHEN {opened} THEN 1 ELSE 0 END, now(), $20::uuid, $21::bigint, $22::text
     FROM line
     RETURNING {columns})"""
 
@@ -108,7 +108,7 @@ saved AS (
 
 @cache
 def statement(parts: Parts) -> str:
-    """The SQL of a create with these parts. Arguments 1 to 21 are always there, 22 to 24 with a key."""
+    """The SQL of a create with these parts. Arguments 1 to 22 are always there, 23 to 25 with a key."""
     conditions = [name for name, there in (("key", parts.key), ("agent", parts.agent_check)) if there]
     opens = parts.claim and parts.opening
     claimed = "(got AND $19::uuid IS NOT NULL)" if parts.claim else "(false AND $19::uuid IS NOT NULL)"
@@ -117,7 +117,7 @@ def statement(parts: Parts) -> str:
         reject="WHERE t.holder_run_id IS NULL" if parts.reject else "",
         taken="$7::int" if opens else "0 * $7::int",
     )
-    number = 25 if parts.key else 22
+    number = 26 if parts.key else 23
     events = f"cardinality(${number}::text[])" if opens else "0"
     run = _RUN.format(claimed=claimed, opened="got" if opens else "false", events=events, columns=RUN_COLUMNS)
     texts = [_AGENT] if parts.agent_check else []
@@ -195,6 +195,7 @@ def _arguments(new: NewRun, owner: str | None) -> list[Any]:
         owner,
         None if origin is None else origin.run_id,
         None if origin is None or origin.checkpoint_id is None else int(origin.checkpoint_id),
+        new.trace_context,
     ]
     if new.idempotency is not None:
         values += [new.idempotency.key, new.idempotency.request_hash, json_text({"run_ids": [new.run_id]})]

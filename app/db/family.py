@@ -27,10 +27,11 @@ _NEW_THREADS = """
 _NEW_CHILDREN = """
     INSERT INTO runs (run_id, tenant_id, thread_key, thread_id, ordinal, parent_run_id, root_run_id, agent_depth,
                       agent_path, deadline_s, deadline_at, agent_name, agent_version, agent_version_id,
-                      requested_model, overrides, context, input, metadata, user_id, status, holds_thread)
+                      requested_model, overrides, context, input, metadata, user_id, trace_context, status,
+                      holds_thread)
     VALUES ($1::uuid, $2, $3::uuid, $4, 1, $5::uuid, $6::uuid, $7, $8, $9::float8,
             clock_timestamp() + make_interval(secs => $9),
-            $10, $11, $12::uuid, $13, $14::json, $15::json, $16::json, $17::jsonb, $18, 'queued', true)"""
+            $10, $11, $12::uuid, $13, $14::json, $15::json, $16::json, $17::jsonb, $18, $19, 'queued', true)"""
 
 _WAKE = f"""
     UPDATE runs SET wakes = wakes + 1,
@@ -188,4 +189,5 @@ def _child_values(new: NewRun) -> tuple[object, ...]:
         messages_as_json(new.input),
         json_text(new.metadata),
         new.user_id,
+        new.trace_context,
     )

@@ -119,7 +119,8 @@ class Run(Base):
 
     `ordinal` is its place in the thread's line, null until a run with `start_after` is due. `wakes` counts what others
     have stored for it; `waiting_for` counts only while it waits. A child run is interrupted at
-    `deadline_at`, `deadline_s` after it was created or resumed.
+    `deadline_at`, `deadline_s` after it was created or resumed. `trace_context` is `traceparent`, then a space and
+    `tracestate` if there is one (https://www.w3.org/TR/trace-context/).
     """
 
     __tablename__ = "runs"
@@ -170,6 +171,7 @@ class Run(Base):
     deadline_at: Mapped[datetime | None]
     forked_from_run_id: Mapped[UUID | None]
     forked_from_checkpoint: Mapped[int | None]
+    trace_context: Mapped[str | None]
 
     agent_name: Mapped[str]
     agent_version: Mapped[int | None] = mapped_column(Integer)

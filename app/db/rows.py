@@ -31,7 +31,8 @@ RUN_COLUMNS = """
     attempt, last_seq, input, context, metadata, overrides, requested_model, user_id, parent_run_id, on_disconnect,
     llm_calls, input_tokens, output_tokens, cached_input_tokens, reasoning_tokens, cost_usd, elapsed_s, wall_from_s,
     created_at, started_at, finished_at, result, error, owner, epoch, write_no, crashes, resume_reason, ordinal,
-    holds_thread, wakes, waiting_for, agent_depth, agent_path, root_run_id, forked_from_run_id, forked_from_checkpoint
+    holds_thread, wakes, waiting_for, agent_depth, agent_path, root_run_id, forked_from_run_id, forked_from_checkpoint,
+    trace_context
 """
 
 TOOL_EXECUTIONS = """
@@ -148,6 +149,7 @@ def run_from_row(
         agent_path=row["agent_path"],
         root_run_id=str(row["root_run_id"]),
         forked_from=forked_from(row["forked_from_run_id"], row["forked_from_checkpoint"]),
+        trace_context=row["trace_context"],
         tool_executions=None if tools is None else tuple(tool_execution_from_row(tool) for tool in tools),
         subagent_executions=None if tools is None else tuple(_subagent_from_row(child) for child in subagents),
     )

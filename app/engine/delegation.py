@@ -188,6 +188,7 @@ def _child_run(call: OpenCall, scope: Scope, parent: RunRecord) -> NewRun:
             path=f"{scope.run.agent_path}>{definition.name}",
             deadline_s=scope.agent.definition.subagent_timeout_s,
         ),
+        trace_context=parent.trace_context,
     )
 
 

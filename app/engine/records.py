@@ -92,6 +92,7 @@ class NewRun:
             the create also claims.
         agent_check: the stored agent's name if the run must fail with `AgentChanged` when `agent.version_id` is no
             longer that agent's current version; None for pinned versions and inline agents.
+        trace_context: what the run's attempts are part of in traces, as `app.telemetry.trace_context` writes it.
     """
 
     run_id: str
@@ -112,6 +113,7 @@ class NewRun:
     opening: Opening | None = None
     lineage: Lineage | None = None
     forked_from: ForkedFrom | None = None
+    trace_context: str | None = None
 
     @property
     def identity(self) -> RunIdentity:
@@ -218,6 +220,7 @@ class RunRecord:
         result: the stored scalars.
         waiting_for: kind and id of what a waiting run waits for; empty in every other status.
         agent_path: the names from the first run's agent down to this one's; `agent_depth` counts the generations.
+        trace_context: as in `NewRun`; child runs take over what their parent's record has.
         tool_executions, subagent_executions: None where they were not loaded.
     """
 
@@ -256,6 +259,7 @@ class RunRecord:
     agent_path: str = ""
     root_run_id: str = ""
     forked_from: ForkedFrom | None = None
+    trace_context: str | None = None
     tool_executions: tuple[ToolExecution, ...] | None = None
     subagent_executions: tuple[SubagentExecution, ...] | None = None
 

@@ -32,7 +32,9 @@ from app.llm.retry import RetryClient
 from app.llm.router import ModelRouter
 from app.llm.scripted import ScriptFiles
 from app.llm.timeouts import TimeoutClient
+from app.llm.traced import TracedClient
 from app.telemetry.metrics import Metrics
+from app.telemetry.tracing import Tracing
 
 __all__ = [
     "EmbeddingConfig",
@@ -101,6 +103,7 @@ def build_model_client(
     cache: ModelCache | None = None,
     replicas: LiveReplicas | None = None,
     metrics: Metrics | None = None,
+    tracing: Tracing | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     uniform: Callable[[], float] = random.random,
     rate_window_s: float = WINDOW_S,
@@ -114,6 +117,7 @@ def build_model_client(
         cache: where answers are kept for agents that want it; None for the client's own memory.
         replicas: who shares the providers' limits; None if nobody else does.
         metrics: where calls are counted; None for nowhere.
+        tracing: what makes spans of calls; None for nothing.
         sleep: waits between two tries, and in offline models.
         uniform: a random number from 0 up to 1, for the jitter of those waits.
         rate_window_s: how long the minute of the providers' limits is.
@@ -127,6 +131,8 @@ def build_model_client(
     if metrics is not None:
         # Inside of the retry: a provider that refuses every other call shows, and waiting is not its latency.
         client = MeteredClient(client, metrics)
+    if tracing is not None:
+        client = TracedClient(client, tracing)
     # Outside of the timeouts: waiting for a turn is not the provider's silence.
     limits = {name: provider.rate_limit for name, provider in providers.items()}
     client = RateLimitClient(client, limits, replicas or LiveReplicas(), window_s=rate_window_s)

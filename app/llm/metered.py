@@ -49,7 +49,12 @@ class MeteredClient:
         if isinstance(last, ModelResponse):
             usage, cost = last.usage, last.cost_usd
             self._metrics.model_answered(
-                request.model, usage.input_tokens, usage.output_tokens, 0.0 if cost is None else float(cost)
+                request.model,
+                usage.input_tokens,
+                usage.output_tokens,
+                0.0 if cost is None else float(cost),
+                cached_input_tokens=usage.cached_input_tokens,
+                reasoning_tokens=usage.reasoning_tokens,
             )
 
     async def aclose(self) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import orjson
 from uuid_utils.compat import uuid7
@@ -19,6 +19,7 @@ from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.ports import RunStore
 from app.engine.store_errors import StoreError
+from app.engine.tools import ToolPort
 from app.event_bus.memory import MemoryBus
 from app.runner.config import RunnerConfig
 from app.services.errors import Conflict
@@ -28,9 +29,12 @@ from app.telemetry.logs import get_logger
 from app.tools.registry import ToolRegistry
 from app.worker.claim_loop import ClaimLoop
 from app.worker.deltas import DeltaGatherer
-from app.worker.driver import DriverPorts
+from app.worker.driver import DriverPorts, RunDriver
 from app.worker.executor import LocalExecutor
 from app.worker.expiry import EXPIRE_EVERY_S, expire_due
+
+if TYPE_CHECKING:
+    from app.runner.telemetry import InProcess
 
 AskPerson = Callable[[InteractionRecord], Awaitable[Answer] | Answer]
 
@@ -43,6 +47,7 @@ class Engine:
         ask: answers the runs' questions; None if nobody in this process does.
         models: answers all model calls.
         shared_client: the client belongs to somebody else, who closes it.
+        telemetry: what traces the runs; the client is traced already.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Engine:
         ask: AskPerson | None,
         *,
         shared_client: bool,
+        telemetry: InProcess | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.bus = MemoryBus() if ask is None else _AskingBus(self._answer)
@@ -69,9 +75,14 @@ class Engine:
         self._shared_client = shared_client
         self._deltas = DeltaGatherer(store, self.bus, time.monotonic)
         self._embedder = embedder
+        self._telemetry = telemetry
+        port: ToolPort = tools if telemetry is None else telemetry.tools(tools)
         kept = MemoryService(memories, embedder)
-        ports = DriverPorts(store, models, tools, self.bus, self._deltas, time.monotonic, policy, kept)
-        self.executor = LocalExecutor(ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits)
+        ports = DriverPorts(store, models, port, self.bus, self._deltas, time.monotonic, policy, kept)
+        driver = RunDriver if telemetry is None else telemetry.driver
+        self.executor = LocalExecutor(
+            ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits, driver=driver
+        )
         self.bus.on_control(self.executor.signal)
         self.bus.on_wake(self.executor.wake)
         self.bus.on_watched(self._deltas.noticed)
@@ -82,6 +93,10 @@ class Engine:
             asyncio.create_task(ClaimLoop(store, self.executor, self.bus).run(), name="claim-loop"),
             asyncio.create_task(self._expire(), name="expiry"),
         ]
+
+    def asked(self, agent: str) -> str | None:
+        """What a run of that agent is part of that is made now; see `NewRun.trace_context`."""
+        return None if self._telemetry is None else self._telemetry.asked(agent)
 
     async def stop(self) -> None:
         await self.executor.drain(0.1)
@@ -94,6 +109,8 @@ class Engine:
             await self._embedder.aclose()
         if not self._shared_client:
             await self.models.aclose()
+        if self._telemetry is not None:
+            await self._telemetry.flush()
 
     async def _expire(self) -> None:
         while True:

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from uuid_utils.compat import uuid7
 
@@ -31,7 +31,11 @@ from app.runner.engine import AskPerson, Engine
 from app.runner.handle import RunHandle, RunStream
 from app.services.compaction import CompactionService, CompactThread, ThreadCompacted
 from app.settings import Settings
+from app.telemetry.tracing import TelemetryKind
 from app.tools.operator_tools import operator_registry
+
+if TYPE_CHECKING:
+    from app.runner.telemetry import InProcess
 
 
 class AgentStore(RunStore, ThreadStore, Protocol):
@@ -55,6 +59,10 @@ class Runner:
             go by their agent's `interaction_mode`.
         store: where runs live; None for memory.
         model_client: answers all model calls in place of the clients that `config` describes.
+        telemetry: where traces go: `console` or `json` for lines on standard output, `otel` for OTLP as the OTEL_*
+            variables say, with the numbers of models, tools and steps; None for nowhere. A program that has set a
+            tracer provider of its own gets the spans of `otel` there. What is said is in them if TELEMETRY_CONTENT is
+            on.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Runner:
         ask: AskPerson | None = None,
         store: AgentStore | None = None,
         model_client: ModelClient | None = None,
+        telemetry: TelemetryKind | None = None,
     ) -> None:
         self._config = config or RunnerConfig()
         self._limits = RunLimits().replaced(self._config.limits)
@@ -74,6 +83,7 @@ class Runner:
         self._policy = policy_engine or PolicyEngine()
         self._ask = ask
         self._cache = MemoryModelCache()
+        self._telemetry_kind: TelemetryKind | None = telemetry
         self._engine: Engine | None = None
         self._users = 0
 
@@ -152,7 +162,8 @@ class Runner:
         try:
             version = self._keep(agent, engine)
             await engine.tools.settled(agent.definition.tools)
-            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits, user_id)
+            trace_context = engine.asked(agent.definition.name)
+            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits, user_id, trace_context)
             owner = engine.executor.owner if engine.executor.has_room() else None
             created = await self._store.create(new, owner=owner)
         except BaseException:
@@ -231,9 +242,10 @@ class Runner:
         """The engine of this event loop, for one more user of it."""
         loop = asyncio.get_running_loop()
         if self._engine is None or self._engine.loop is not loop:
-            client = self._model_client or build_model_client(self._model_config(), cache=self._cache)
-            shared = self._model_client is not None
             settings = Settings.load()
+            telemetry = _telemetry(self._telemetry_kind, content=settings.telemetry_content)
+            client = self._client(telemetry)
+            shared = self._model_client is not None
             self._engine = Engine(
                 self._store,
                 self._memories,
@@ -245,6 +257,7 @@ class Runner:
                 self._policy,
                 self._ask,
                 shared_client=shared,
+                telemetry=telemetry,
             )
             self._users = 0
         self._users += 1
@@ -265,6 +278,7 @@ class Runner:
         context: Mapping[str, Any],
         limits: Limits | None,
         user_id: str | None,
+        trace_context: str | None,
     ) -> NewRun:
         mode = None if self._ask is None else InteractionMode.EXTERNAL
         overrides = AgentOverrides(limits=limits, interaction_mode=mode)
@@ -279,6 +293,7 @@ class Runner:
             overrides=overrides,
             context=context,
             user_id=user_id,
+            trace_context=trace_context,
             opening=None if thread_id else first_write(resolved, context, message, engine.tools, self._policy),
         )
 
@@ -298,6 +313,15 @@ class Runner:
         """What is wrong with a model's name; a client of the caller's own may know any."""
         return None if self._model_client is not None else check_model_name(model, self._model_config())
 
+    def _client(self, telemetry: InProcess | None) -> ModelClient:
+        if self._model_client is not None:
+            return self._model_client if telemetry is None else telemetry.model(self._model_client)
+        if telemetry is None:
+            return build_model_client(self._model_config(), cache=self._cache)
+        return build_model_client(
+            self._model_config(), cache=self._cache, metrics=telemetry.metrics, tracing=telemetry.tracing
+        )
+
     def _model_config(self) -> ModelConfig:
         settings = Settings.load()
         config = self._config
@@ -310,3 +334,12 @@ class Runner:
             scripts_dir=config.scripts_dir,
             providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
         )
+
+
+def _telemetry(kind: TelemetryKind | None, *, content: bool) -> InProcess | None:
+    if kind is None:
+        return None
+    # Imported where it is asked for: most programs do without the SDK's traces.
+    from app.runner.telemetry import InProcess
+
+    return InProcess(kind, content=content)

@@ -88,7 +88,7 @@ class ForkService:
 
         async def send(ref: ResolvedRef | None) -> Created:
             def plan(point: ForkPoint) -> NewRun:
-                return _new_run(command, ids, ref, point)
+                return _new_run(command, ids, ref, point, self._runs.trace_context())
 
             request = ForkRequest(command.run_id, checkpoint, ids.run_id, command.tenant_id, idempotency, plan)
             return await self._store.fork(request)
@@ -104,7 +104,9 @@ class ForkService:
         raise AgentChanged(f"the agent {command.agent!r} is being changed again and again; try again")
 
 
-def _new_run(command: ForkRun, ids: _Ids, ref: ResolvedRef | None, point: ForkPoint) -> NewRun:
+def _new_run(
+    command: ForkRun, ids: _Ids, ref: ResolvedRef | None, point: ForkPoint, trace_context: str | None
+) -> NewRun:
     source = point.run
     return NewRun(
         run_id=ids.run_id,
@@ -119,6 +121,7 @@ def _new_run(command: ForkRun, ids: _Ids, ref: ResolvedRef | None, point: ForkPo
         metadata=source.metadata,
         user_id=source.user_id,
         forked_from=ForkedFrom(source.run_id, point.checkpoint_id),
+        trace_context=trace_context,
     )
 
 

@@ -34,6 +34,7 @@ from app.event_bus.memory import MemoryBus, Subscription
 from app.services.agents import AgentService, ResolvedRef
 from app.services.errors import Invalid, TooManyRuns, UnknownAgent
 from app.services.run_control import RunControl
+from app.telemetry.trace_context import no_text
 
 AGENT_TRIES = 3
 COUNT_TTL_S = 1.0
@@ -88,6 +89,7 @@ class RunService(RunControl):
         backlog: whether queued runs are known to wait; a new one then joins them instead of passing them.
         max_queued: how many runs may be queued over all replicas.
         policy: the operator's rules, which may have a say in a run's first step.
+        trace_context: what a run is part of that is made now; see `NewRun.trace_context`.
 
     Raises (all methods that wait): `StoreUnavailable` when the database cannot be reached.
     """
@@ -105,6 +107,7 @@ class RunService(RunControl):
         backlog: Callable[[], bool],
         max_queued: int,
         defaults: RunLimits = SERVICE_LIMITS,
+        trace_context: Callable[[], str | None] = no_text,
     ) -> None:
         super().__init__(store, bus)
         self._database = database
@@ -117,6 +120,7 @@ class RunService(RunControl):
         self._backlog = backlog
         self._max_queued = max_queued
         self._defaults = defaults
+        self.trace_context = trace_context
         self._closing = False
         self._waiting: set[Subscription] = set()
         self._queued = 0
@@ -296,6 +300,7 @@ class RunService(RunControl):
             start_after=command.start_after,
             idempotency=idempotency,
             opening=opening,
+            trace_context=self.trace_context(),
         )
 
     def _created(self, created: Created, version: AgentVersion) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import orjson
@@ -27,6 +27,7 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
@@ -68,6 +69,23 @@ def redact_logs(redact: Callable[[str], str]) -> None:
     _redaction[:] = [redact]
 
 
+def redacted(text: str) -> str:
+    """A text that leaves this process, without what lines of the log are not to tell."""
+    for redact in _redaction:
+        text = redact(text)
+    return text
+
+
+def bind_run(run_id: str) -> None:
+    """From now on every line that is logged in this task, or in what it starts, names the run."""
+    structlog.contextvars.bind_contextvars(run_id=run_id)
+
+
+def name_traces(current: Callable[[], Mapping[str, str]]) -> None:
+    """From now on every line has what `current` gives where it is logged: the ids of its trace, if it is in one."""
+    _naming[:] = [current]
+
+
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """The logger of a module; `name` is its `__name__`. Values are keywords: `log.info("claimed", n=3)`."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
@@ -90,9 +108,16 @@ _redaction: list[Callable[[str], str]] = []
 
 
 def _redacted(_logger: Any, _method: str, line: Any) -> Any:
-    for redact in _redaction:
-        line = redact(line)
-    return line
+    return redacted(line)
+
+
+_naming: list[Callable[[], Mapping[str, str]]] = []
+
+
+def _with_trace(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Any:
+    for current in _naming:
+        event.update(current())
+    return event
 
 
 def _drop_foreign_marks(_logger: Any, _method: str, event: structlog.typing.EventDict) -> Any:
@@ -112,7 +137,7 @@ def _calmly(record: logging.LogRecord) -> bool:
 # A program that only uses the Python surface configures nothing: it hears of trouble, on stderr, and of nothing else.
 if not structlog.is_configured():
     structlog.configure(
-        processors=[*structlog.get_config()["processors"], _redacted],
+        processors=[_with_trace, *structlog.get_config()["processors"], _redacted],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

@@ -6,16 +6,20 @@ Names and buckets of model calls are those of the GenAI semantic conventions
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, TypeAlias, TypeVar
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
+from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
+
+from app.telemetry.histogram import Histogram
 
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MOST_NAMES = 100
@@ -43,53 +47,63 @@ class Metrics:
 
     Counting costs a few microseconds at most, since label sets are made once each. Models and tools are named by
     callers: what comes after the first `most_names` of either is counted as `other`.
+
+    Args:
+        resource: who tells, in what `collected` gives.
     """
 
-    def __init__(self, most_names: int = MOST_NAMES) -> None:
+    def __init__(self, most_names: int = MOST_NAMES, *, resource: Resource | None = None) -> None:
         self._registry = CollectorRegistry()
-        reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
+        self._histograms: list[Histogram] = []
+        self._reader = _Reader(self._histograms, self._registry)
         provider = MeterProvider(
-            (reader,),
-            resource=Resource.get_empty(),
+            (self._reader,),
+            resource=resource or Resource.get_empty(),
             exemplar_filter=AlwaysOffExemplarFilter(),
             shutdown_on_exit=False,
         )
-        self._meter = meter = provider.get_meter("agent_runner")
-        self._run_duration = meter.create_histogram(
+        self._meter = provider.get_meter("agent_runner")
+        self._run_duration = self._histogram(
             "agent_runner.run.duration",
             "s",
             "Runs that ended, by status, and how long they were active.",
-            explicit_bucket_boundaries_advisory=_RUN_SECONDS,
+            _RUN_SECONDS,
         )
-        self._model_duration = meter.create_histogram(
+        self._model_duration = self._histogram(
             "gen_ai.client.operation.duration",
             "s",
             "Tries of model calls, and how long they took.",
-            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+            _CALL_SECONDS,
         )
-        self._model_tokens = meter.create_histogram(
+        self._model_tokens = self._histogram(
             "gen_ai.client.token.usage",
             "{token}",
             "Tokens of answered model calls.",
-            explicit_bucket_boundaries_advisory=_TOKENS,
+            _TOKENS,
         )
-        self._tool_duration = meter.create_histogram(
+        self._step_duration = self._histogram(
+            "agent_runner.step.duration",
+            "s",
+            "Steps that were closed: a model call and the tools that it asked for, waits left out.",
+            _CALL_SECONDS,
+        )
+        self._tool_duration = self._histogram(
             "agent_runner.tool.duration",
             "s",
             "Tool calls, by outcome, and how long they took.",
-            explicit_bucket_boundaries_advisory=_CALL_SECONDS,
+            _CALL_SECONDS,
         )
-        self._queue_wait = meter.create_histogram(
+        self._queue_wait = self._histogram(
             "agent_runner.queue.wait",
             "s",
             "How long runs had been ready when this replica took them from the queue.",
-            explicit_bucket_boundaries_advisory=_WAIT_SECONDS,
+            _WAIT_SECONDS,
         )
-        self._loop_lag = meter.create_histogram(
+        self._loop_lag = self._histogram(
             "agent_runner.loop.lag",
             "s",
             "By how much this replica's event loop was late, measured about twice a second.",
-            explicit_bucket_boundaries_advisory=_WAIT_SECONDS,
+            _WAIT_SECONDS,
         )
         self._statuses = _LabelSets(lambda status: {"status": status}, most_names)
         self._models = _LabelSets(_ModelLabels.of, most_names)
@@ -100,6 +114,10 @@ class Metrics:
     def run_ended(self, status: str, active_s: float) -> None:
         """A run came to a terminal status; a run that is resumed after it ends once more."""
         self._run_duration.record(active_s, self._statuses.of(status))
+
+    def step_ended(self, seconds: float) -> None:
+        """A step was closed."""
+        self._step_duration.record(seconds)
 
     def runs_claimed(self, count: int) -> None:
         self._claimed += count
@@ -128,12 +146,27 @@ class Metrics:
         labels = self._models.of(model)
         self._model_duration.record(seconds, labels.answered if error is None else labels.failed(error))
 
-    def model_answered(self, model: str, input_tokens: int, output_tokens: int, cost_usd: float) -> None:
-        """What an answer took; `cost_usd` is 0 where there is no price."""
+    def model_answered(
+        self,
+        model: str,
+        input_tokens: int,
+        output_tokens: int,
+        cost_usd: float,
+        *,
+        cached_input_tokens: int = 0,
+        reasoning_tokens: int = 0,
+    ) -> None:
+        """What an answer took; `cost_usd` is 0 where there is no price.
+
+        Args:
+            cached_input_tokens: of the input tokens; `reasoning_tokens` of the output tokens.
+        """
         labels = self._models.of(model)
         self._model_tokens.record(input_tokens, labels.input)
         self._model_tokens.record(output_tokens, labels.output)
         labels.cost_usd += cost_usd
+        labels.cached_input_tokens += cached_input_tokens
+        labels.reasoning_tokens += reasoning_tokens
 
     def tool_called(self, tool: str, outcome: ToolOutcome, seconds: float) -> None:
         """A tool call ended."""
@@ -146,6 +179,15 @@ class Metrics:
     def exposition(self) -> bytes:
         """All metrics in Prometheus' text format (`MEDIA_TYPE`)."""
         return generate_latest(self._registry)
+
+    def collected(self) -> MetricsData:
+        """All metrics as they are now, for an exporter; from any thread."""
+        return self._reader.collected()
+
+    def _histogram(self, name: str, unit: str, description: str, bounds: Sequence[float]) -> Histogram:
+        histogram = Histogram(name, unit, description, bounds)
+        self._histograms.append(histogram)
+        return histogram
 
     def _add_counters(self) -> None:
         """What is only added up is added up here, and read like a gauge: recording it costs many times as much."""
@@ -169,10 +211,56 @@ class Metrics:
             "What model calls of known price cost, in US dollars.",
             lambda: [(labels.cost_usd, labels.model) for labels in self._models.all() if labels.cost_usd > 0],
         )
+        self.counter(
+            "agent_runner.model.cached_input_tokens",
+            "Input tokens that providers had in a cache.",
+            lambda: [(each.cached_input_tokens, each.model) for each in self._models.all() if each.cached_input_tokens],
+        )
+        self.counter(
+            "agent_runner.model.reasoning_tokens",
+            "Output tokens that models reasoned with.",
+            lambda: [(each.reasoning_tokens, each.model) for each in self._models.all() if each.reasoning_tokens],
+        )
 
     def counter(self, name: str, description: str, read: Read) -> None:
         """A number that only grows; `read` is called whenever the metrics are."""
         self._meter.create_observable_counter(name, [_observing(read)], description=description)
+
+
+class _Reader(PrometheusMetricReader):
+    """Prometheus' reader, which others may read as well: a reader more would cost as much again for each number.
+
+    Args:
+        histograms: ours, which are read with what the SDK counts.
+    """
+
+    def __init__(self, histograms: list[Histogram], registry: CollectorRegistry) -> None:
+        super().__init__(disable_target_info=True, scope_info_enabled=False, registry=registry)
+        self._histograms = histograms
+        self._collecting = threading.local()  # a scrape may read meanwhile, in another thread
+
+    def collected(self) -> MetricsData:
+        self._collecting.data = MetricsData(())
+        try:
+            self.collect()
+            data: MetricsData = self._collecting.data
+            return data
+        finally:
+            del self._collecting.data
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> None:
+        data = self._with_histograms(metrics_data)
+        if hasattr(self._collecting, "data"):
+            self._collecting.data = data
+        else:
+            super()._receive_metrics(data, timeout_millis)  # pyright: ignore[reportUnknownMemberType]
+
+    def _with_histograms(self, data: MetricsData) -> MetricsData:
+        ours = [metric for each in self._histograms if (metric := each.collected()) is not None]
+        whose, *others = data.resource_metrics
+        scope, *more = whose.scope_metrics
+        scope = replace(scope, metrics=[*scope.metrics, *ours])
+        return MetricsData([replace(whose, scope_metrics=[scope, *more]), *others])
 
 
 def _observing(read: Read) -> Callable[[CallbackOptions], list[Observation]]:
@@ -213,6 +301,8 @@ class _ModelLabels:
     output: Labels
     failures: dict[str, Labels] = field(default_factory=dict[str, Labels])
     cost_usd: float = 0.0
+    cached_input_tokens: int = 0
+    reasoning_tokens: int = 0
 
     @classmethod
     def of(cls, model: str) -> _ModelLabels:

@@ -20,7 +20,7 @@ from app.engine.state import RunState
 from app.engine.status import RunStatus
 from app.engine.store_errors import DamagedCheckpoint, StoreError, reason_of
 from app.event_bus.announce import announce_stopped
-from app.telemetry.logs import get_logger
+from app.telemetry.logs import bind_run, get_logger
 from app.worker.driver import DriverPorts, LostRun, RunDriver
 from app.worker.start import Start
 
@@ -48,13 +48,23 @@ class LocalExecutor:
     Args:
         owner: this replica's incarnation.
         max_runs: how many runs may be under way at once.
+        driver: makes what drives an attempt, with the arguments of `RunDriver`.
     """
 
-    def __init__(self, ports: DriverPorts, owner: str, *, max_runs: int, defaults: RunLimits = SERVICE_LIMITS) -> None:
+    def __init__(
+        self,
+        ports: DriverPorts,
+        owner: str,
+        *,
+        max_runs: int,
+        defaults: RunLimits = SERVICE_LIMITS,
+        driver: Callable[..., RunDriver] = RunDriver,
+    ) -> None:
         self._ports = ports
         self._owner = owner
         self._max_runs = max_runs
         self._defaults = defaults
+        self._make_driver = driver
         self._tasks: dict[str, _Task] = {}
         self._on_free: list[Callable[[], None]] = []
         self.accepting = True
@@ -189,12 +199,13 @@ class LocalExecutor:
 
     async def _execute(self, entry: _Task, start: Start | None) -> None:
         run_id = entry.claim.fence.run_id
+        bind_run(run_id)
         try:
             if start is None:
                 start = self._resumed(entry.claim, await self._ports.store.load(run_id))
             if await self._put_back(entry.claim, start):
                 return
-            driver = entry.driver = RunDriver(
+            driver = entry.driver = self._make_driver(
                 self._ports,
                 start,
                 on_lost=lambda: self.signal(run_id, entry.claim.fence.epoch + 1),

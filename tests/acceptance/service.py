@@ -22,6 +22,7 @@ PROGRAM = Path(sys.executable).with_name("agent-runner")
 START_S = 60.0
 STOP_S = 30.0
 _READY = re.compile(r"(?:ready|listening) on (http://\S+)")
+_READY_JSON = re.compile(r'"url":"(http://[^"]+)"')  # with LOG_FORMAT=json
 _TAIL = 60
 
 
@@ -56,7 +57,7 @@ class Service:
     def listening(self) -> Service:
         """Wait until it says where it answers."""
         deadline = time.monotonic() + START_S
-        while not (said := _READY.search(self.stdout())):
+        while not (said := _READY.search(self.stdout()) or _READY_JSON.search(self.stderr())):
             assert self.process.poll() is None, f"the service ended with {self.process.returncode}\n{self.told()}"
             assert time.monotonic() < deadline, f"the service did not start in {START_S:g} s\n{self.told()}"
             time.sleep(0.02)

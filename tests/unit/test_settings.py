@@ -65,7 +65,7 @@ def test_tool_modules_are_split_at_commas(monkeypatch: pytest.MonkeyPatch) -> No
         ("DATABASE_PREPARED", "maybe", "on or off"),
         ("LOG_FORMAT", "xml", "'console' or 'json'"),
         ("LOG_LEVEL", "loud", "'debug'"),
-        ("TELEMETRY", "otel", "'none'"),
+        ("TELEMETRY", "yes", "'otel'"),
         ("TOOL_MODULES", "a-b", "import path"),
         ("OPENAI_BASE_URL", "ftp://h", "http"),
         ("ANTHROPIC_BASE_URL", "api.anthropic.com", "http"),

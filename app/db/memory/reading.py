@@ -53,6 +53,7 @@ def record(tables: Tables, row: RunRow, *, with_tools: bool = True) -> RunRecord
         agent_path=identity.agent_path,
         root_run_id=new.run_id if lineage is None else lineage.root_run_id,
         forked_from=new.forked_from,
+        trace_context=new.trace_context,
         tool_executions=_tool_executions(row) if with_tools else None,
         subagent_executions=children.executions(tables, row) if with_tools else None,
     )

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from multidict import CIMultiDict
 
+from app.telemetry.trace_context import current_headers
 from app.tools.egress.allowance import Allowance
 from app.tools.egress.body import ACCEPT_ENCODING, read_body
 from app.tools.egress.exchange import REDIRECTS, Answer, Request, too_many_redirects
@@ -27,7 +28,8 @@ _MAX_HEADERS = 128
 
 
 class Egress:
-    """The one client for what tools send outside. Sends each request once, by no proxy, and keeps no cookies.
+    """The one client for what tools send outside. Sends each request once, by no proxy, and keeps no cookies. A request
+    of a call that is traced says so (`traceparent`), unless the tool has a header of that name.
 
     Connections are kept for half a minute and used again for the same scheme, host and port. That goes round no check:
     a kept connection leads to an address that was checked for this host and port when it was made, under the same
@@ -100,7 +102,7 @@ class Egress:
         resolver = self._opened if in_clear else self._public
         # The connector asks its resolver for names only.
         _check_literal(resolver, target)
-        headers = CIMultiDict({"User-Agent": "agent-runner"})
+        headers = CIMultiDict({"User-Agent": "agent-runner", **current_headers()})
         headers.update(request.headers)
         headers.update(request.secret_headers)
         headers["Accept-Encoding"] = ACCEPT_ENCODING

@@ -1,0 +1,60 @@
+"""Where spans go, by the standard variables."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.telemetry.metrics_push import push_interval_s
+from app.telemetry.otlp import Destination
+from app.telemetry.setting_error import TelemetrySettingError
+
+
+def test_spans_go_to_the_local_collector_by_default() -> None:
+    found = Destination.of({})
+    assert (found.url, found.timeout_s, found.compression) == ("http://localhost:4318/v1/traces", 10.0, "none")
+    assert (dict(found.headers), found.verify, found.certificate) == ({}, True, None)
+
+
+def test_what_is_said_of_traces_goes_before_what_is_said_of_all() -> None:
+    found = Destination.of(
+        {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": "https://all:4318/base/",
+            "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20key,x-a=1",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "3",
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "4",
+            "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": "/ca.pem",
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "/client.pem",
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY": "/client.key",
+        }
+    )
+    assert found.url == "https://all:4318/base/v1/traces"
+    assert dict(found.headers) == {"authorization": "Bearer key", "x-a": "1"}
+    assert (found.timeout_s, found.compression) == (4.0, "gzip")
+    assert (found.verify, found.certificate) == ("/ca.pem", ("/client.pem", "/client.key"))
+
+
+def test_an_endpoint_of_traces_is_taken_as_it_is() -> None:
+    assert Destination.of({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h/here"}).url == "http://h/here"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "0"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "nan"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(TelemetrySettingError, match=name):
+        Destination.of({name: value})
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "often"])
+def test_an_interval_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(TelemetrySettingError, match="OTEL_METRIC_EXPORT_INTERVAL"):
+        push_interval_s({"OTEL_METRIC_EXPORT_INTERVAL": value})
