@@ -47,10 +47,8 @@ def test_what_may_pass_is_sent_again(status: int) -> None:
 @pytest.mark.parametrize("status", [400, 401, 404, 500, 301])
 def test_what_is_refused_for_good_is_not(status: int) -> None:
     with Collector(status=status) as collector:
-        assert (
-            a_sink(collector).send([SPAN])
-            == f"{collector.settings['OTEL_EXPORTER_OTLP_ENDPOINT']}/v1/traces: it answered {status}"
-        )
+        endpoint = collector.settings["OTEL_EXPORTER_OTLP_ENDPOINT"]
+        assert a_sink(collector).send([SPAN]) == f"{endpoint}/v1/traces: it answered {status}"
         assert len(collector.requests) == 1
 
 
