@@ -57,7 +57,7 @@ def build_model_client(
 
     Args:
         metrics: where calls are counted; None for nowhere.
-        tracing: what makes spans of calls; None for nothing.
+        tracing: what makes spans of calls that are counted; None for nothing.
         sleep: waits between two tries, and in offline models.
         uniform: a random number from 0 up to 1, for the jitter of those waits.
     """
@@ -74,9 +74,7 @@ def build_model_client(
     client: ModelClient = TimeoutClient(PricedClient(router))
     if metrics is not None:
         # Inside of the retry: a provider that refuses every other call shows, and waiting is not its latency.
-        client = MeteredClient(client, metrics)
-    if tracing is not None:
-        client = TracedClient(client, tracing)
+        client = MeteredClient(client, metrics) if tracing is None else TracedClient(client, metrics, tracing)
     return RetryClient(client, sleep=sleep, uniform=uniform)
 
 
