@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -38,7 +39,7 @@ class Collector:
     """Listens while it is entered.
 
     Args:
-        status: what it answers.
+        status: what it answers; `first` are other answers that it gives before.
         delay_s: how long it thinks before.
 
     Attributes:
@@ -46,8 +47,12 @@ class Collector:
         headers: of the same requests, names in lower case.
     """
 
-    def __init__(self, *, status: int = 200, delay_s: float = 0.0) -> None:
+    def __init__(
+        self, *, status: int = 200, delay_s: float = 0.0, first: Iterable[int] = (), said: bytes = b""
+    ) -> None:
         self.status = status
+        self.first = list(first)
+        self.said = said
         self.delay_s = delay_s
         self.requests: list[bytes] = []
         self.headers: list[dict[str, str]] = []
@@ -108,9 +113,11 @@ class Collector:
                     collector._metrics.append(body)
                 deadline = time.monotonic() + collector.delay_s
                 collector._closed.wait(max(0.0, deadline - time.monotonic()))
-                self.send_response(collector.status)
-                self.send_header("Content-Length", "0")
+                self.send_response(collector.first.pop(0) if collector.first else collector.status)
+                self.send_header("Content-Length", str(len(collector.said)))
                 self.end_headers()
+                with suppress(ConnectionError):
+                    self.wfile.write(collector.said)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing."""

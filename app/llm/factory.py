@@ -117,7 +117,7 @@ def build_model_client(
         cache: where answers are kept for agents that want it; None for the client's own memory.
         replicas: who shares the providers' limits; None if nobody else does.
         metrics: where calls are counted; None for nowhere.
-        tracing: what makes spans of calls; None for nothing.
+        tracing: what makes spans of calls that are counted; None for nothing.
         sleep: waits between two tries, and in offline models.
         uniform: a random number from 0 up to 1, for the jitter of those waits.
         rate_window_s: how long the minute of the providers' limits is.
@@ -130,9 +130,7 @@ def build_model_client(
     client = PricedClient(client)
     if metrics is not None:
         # Inside of the retry: a provider that refuses every other call shows, and waiting is not its latency.
-        client = MeteredClient(client, metrics)
-    if tracing is not None:
-        client = TracedClient(client, tracing)
+        client = MeteredClient(client, metrics) if tracing is None else TracedClient(client, metrics, tracing)
     # Outside of the timeouts: waiting for a turn is not the provider's silence.
     limits = {name: provider.rate_limit for name, provider in providers.items()}
     client = RateLimitClient(client, limits, replicas or LiveReplicas(), window_s=rate_window_s)

@@ -10,9 +10,7 @@ from contextlib import aclosing
 from app.engine.errors import ModelError
 from app.engine.model import ModelClient, ModelEvent, ModelRequest, ModelResponse
 from app.telemetry.metrics import Metrics
-
-CANCELLED = "cancelled"
-UNEXPECTED = "_OTHER"  # the conventions' word for an error that has no name
+from app.telemetry.tracing import CANCELLED, UNEXPECTED
 
 
 class MeteredClient:
@@ -45,17 +43,22 @@ class MeteredClient:
             error = CANCELLED
             raise
         finally:
-            self._metrics.model_called(request.model, self._clock() - started, error)
-        if isinstance(last, ModelResponse):
-            usage, cost = last.usage, last.cost_usd
-            self._metrics.model_answered(
-                request.model,
-                usage.input_tokens,
-                usage.output_tokens,
-                0.0 if cost is None else float(cost),
-                cached_input_tokens=usage.cached_input_tokens,
-                reasoning_tokens=usage.reasoning_tokens,
-            )
+            self._count(request, started, error, last)
+
+    def _count(self, request: ModelRequest, started: float, error: str | None, last: ModelEvent | None) -> None:
+        """Count a call that has ended; `last` is what came last of it."""
+        self._metrics.model_called(request.model, self._clock() - started, error)
+        if error is not None or not isinstance(last, ModelResponse):
+            return
+        usage, cost = last.usage, last.cost_usd
+        self._metrics.model_answered(
+            request.model,
+            usage.input_tokens,
+            usage.output_tokens,
+            0.0 if cost is None else float(cost),
+            cached_input_tokens=usage.cached_input_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+        )
 
     async def aclose(self) -> None:
         """See `ModelClient.aclose`."""

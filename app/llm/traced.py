@@ -12,8 +12,10 @@ from opentelemetry import context, trace
 from opentelemetry.trace import SpanKind
 
 from app.engine.errors import ModelError
-from app.engine.model import ModelClient, ModelEvent, ModelRequest, ModelResponse
+from app.engine.model import FinishReason, ModelClient, ModelEvent, ModelRequest, ModelResponse
 from app.llm.content import input_messages, output_messages
+from app.llm.metered import MeteredClient
+from app.telemetry.metrics import Metrics
 from app.telemetry.trace_context import in_context
 from app.telemetry.tracing import CANCELLED, UNEXPECTED, Tracing, failed
 
@@ -27,8 +29,12 @@ _SETTINGS = {
 }
 
 
-class TracedClient:
-    """A `ModelClient` that makes a span `chat {model}` of each call of another one.
+_REASONS = {reason: (reason.value,) for reason in FinishReason}
+
+
+class TracedClient(MeteredClient):
+    """A `MeteredClient` that makes a span `chat {model}` of each call too: one generator, since each one more costs for
+    every event that passes it.
 
     It goes inside of the retry, so that each try is a span of its own.
 
@@ -36,10 +42,16 @@ class TracedClient:
         clock: monotonic seconds.
     """
 
-    def __init__(self, inner: ModelClient, tracing: Tracing, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._inner = inner
+    def __init__(
+        self,
+        inner: ModelClient,
+        metrics: Metrics,
+        tracing: Tracing,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        super().__init__(inner, metrics, clock=clock)
         self._tracing = tracing
-        self._clock = clock
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
         """See `ModelClient.stream`."""
@@ -72,15 +84,12 @@ class TracedClient:
             error = CANCELLED
             raise
         finally:
+            self._count(request, started, error, last)
             if span.is_recording():
                 self._describe(span, request, last, first_s)
                 if error is not None:
                     failed(span, error, said if self._tracing.content else None)
             span.end()
-
-    async def aclose(self) -> None:
-        """See `ModelClient.aclose`."""
-        await self._inner.aclose()
 
     def _describe(
         self, span: trace.Span, request: ModelRequest, last: ModelEvent | None, first_s: float | None
@@ -117,7 +126,7 @@ def _answered(response: ModelResponse) -> dict[str, str | int | float | tuple[st
     usage = response.usage
     found: dict[str, str | int | float | tuple[str, ...]] = {
         "gen_ai.response.model": response.model,
-        "gen_ai.response.finish_reasons": (response.finish_reason.value,),
+        "gen_ai.response.finish_reasons": _REASONS[response.finish_reason],
         "gen_ai.usage.input_tokens": usage.input_tokens,
         "gen_ai.usage.output_tokens": usage.output_tokens,
     }

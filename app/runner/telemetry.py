@@ -10,7 +10,6 @@ from opentelemetry.trace import SpanKind
 
 from app.engine.model import ModelClient
 from app.engine.tools import ToolPort
-from app.llm.metered import MeteredClient
 from app.llm.traced import TracedClient
 from app.telemetry.metrics import Metrics
 from app.telemetry.process import telemetry_of
@@ -41,7 +40,7 @@ class InProcess:
 
     def model(self, inner: ModelClient) -> ModelClient:
         """A client with what counts and traces its calls; for one that has no retry of ours around it."""
-        return TracedClient(MeteredClient(inner, self.metrics), self.tracing)
+        return TracedClient(inner, self.metrics, self.tracing)
 
     def tools(self, inner: ToolPort) -> ToolPort:
         return TracedTools(MeteredTools(inner, self.metrics), self.tracing)

@@ -1,4 +1,4 @@
-"""What the service tells about itself; logs and metrics.
+"""What the service tells about itself; logs, metrics, traces.
 
 May import: nothing of the project.
 """

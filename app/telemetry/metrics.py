@@ -248,7 +248,11 @@ class _Reader(PrometheusMetricReader):
         finally:
             del self._collecting.data
 
-    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: object) -> None:
+    def _receive_metrics(
+        self, metrics_data: MetricsData | None, timeout_millis: float = 10_000, **kwargs: object
+    ) -> None:
+        if metrics_data is None or not metrics_data.resource_metrics:
+            return  # OTEL_SDK_DISABLED
         data = self._with_histograms(metrics_data)
         if hasattr(self._collecting, "data"):
             self._collecting.data = data

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Mapping
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Metrics
-from app.telemetry.setting_error import TelemetrySettingError
-
-_USUAL_MS = 60_000.0
 
 log = get_logger(__name__)
 
@@ -50,21 +45,3 @@ class MetricsPush:
                 self._exporter.export(self._metrics.collected())  # pyright: ignore[reportUnknownMemberType]
             except Exception:
                 log.exception("metrics_not_exported")
-
-
-def push_interval_s(environment: Mapping[str, str]) -> float:
-    """Seconds between two exports, by the standard variable.
-
-    Raises:
-        TelemetrySettingError: it is no number above 0.
-    """
-    given = environment.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
-    try:
-        interval_ms = float(given) if given else _USUAL_MS
-    except ValueError:
-        interval_ms = math.nan
-    if not 0 < interval_ms < math.inf:
-        raise TelemetrySettingError(
-            f"OTEL_METRIC_EXPORT_INTERVAL: {given!r} cannot be used: it is a number of milliseconds above 0"
-        )
-    return interval_ms / 1000

@@ -24,6 +24,7 @@ PROTOCOL = "http/protobuf"
 _DEFAULT_ENDPOINT = "http://localhost:4318"
 _DEFAULT_TIMEOUT_S = 10.0
 _RETRYABLE = frozenset({429, 502, 503, 504})
+_MAX_ANSWER_BYTES = 64 * 1024
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 5.0
 
 
@@ -111,7 +112,7 @@ class OtlpSink:
             left_s = deadline - time.monotonic()
             asked_s: float | None = None
             try:
-                answer = self._session.post(self._to.url, data=body, timeout=max(left_s, 0.1), allow_redirects=False)
+                answer = self._posted(body, max(left_s, 0.1))
                 if 200 <= answer.status_code < 300:
                     return None
                 reason = f"it answered {answer.status_code}"
@@ -125,6 +126,12 @@ class OtlpSink:
                 return f"{self._to.url}: {reason}"
             time.sleep(wait_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _posted(self, body: bytes, timeout_s: float) -> requests.Response:
+        answer = self._session.post(self._to.url, data=body, timeout=timeout_s, allow_redirects=False, stream=True)
+        with answer:  # its connection can be used again if this was all of the body
+            next(answer.iter_content(_MAX_ANSWER_BYTES), None)
+        return answer
 
 
 def _seconds(given: str) -> float:

@@ -53,6 +53,7 @@ class Telemetry:
             logging.getLogger(name).addFilter(_Seldom())
         given = trace.get_tracer_provider()
         self._queue: SpanQueue | None = None
+        self._push_every_s = _whole("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
         shared = kind == "otel" and isinstance(given, TracerProvider) and given not in _ours
         self._provider: trace.TracerProvider = given if shared else self._own_provider()
         if isinstance(given, trace.ProxyTracerProvider):
@@ -81,9 +82,9 @@ class Telemetry:
         if self._kind != "otel":
             return lambda: None
         # Imported with its kind: this and what it needs takes a tenth of a second.
-        from app.telemetry.metrics_push import MetricsPush, push_interval_s
+        from app.telemetry.metrics_push import MetricsPush
 
-        return MetricsPush(metrics, push_interval_s(os.environ)).close
+        return MetricsPush(metrics, self._push_every_s).close
 
     async def flush(self, *, also: Callable[[], object] = lambda: None, within_s: float = FLUSH_S) -> None:
         """Export what has ended, as far as that takes no longer than `within_s` seconds.

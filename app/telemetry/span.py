@@ -25,8 +25,8 @@ from app.telemetry.trace_context import in_context
 _MAX_ATTRIBUTES = _MAX_EVENTS = 128
 _MAX_CHARS = 65_536
 _UNSET = Status(StatusCode.UNSET)
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_DROPPED = TraceFlags(TraceFlags.DEFAULT)
+_RANDOM = TraceFlags.RANDOM_TRACE_ID
+_FLAGS = tuple(TraceFlags(flags) for flags in range(4))
 
 
 class LeanTracer:
@@ -58,7 +58,10 @@ class LeanTracer:
         self, parent: SpanContext | None, name: str, kind: SpanKind, attributes: Mapping[str, AnyValue]
     ) -> trace.Span:
         """See `StartSpan.below`."""
-        trace_id = self._ids.generate_trace_id() if parent is None else parent.trace_id
+        if parent is None:
+            trace_id, random = self._ids.generate_trace_id(), _RANDOM if self._ids.is_trace_id_random() else 0
+        else:
+            trace_id, random = parent.trace_id, parent.trace_flags & _RANDOM
         if self._sampler is DEFAULT_ON:  # as it answers, for a fraction of the cost
             sampled = parent is None or parent.trace_flags.sampled
             state = None if parent is None else parent.trace_state
@@ -68,7 +71,7 @@ class LeanTracer:
             answer = self._sampler.should_sample(context, trace_id, name, kind, attributes, ())
             sampled, state = answer.decision.is_sampled(), answer.trace_state
             added = cast("Mapping[str, AnyValue]", answer.attributes)  # pyright: ignore[reportUnknownMemberType]
-        flags = _SAMPLED if sampled else _DROPPED
+        flags = _FLAGS[random | sampled]
         here = SpanContext(trace_id, self._ids.generate_span_id(), False, flags, state)
         return LeanSpan(self, name, here, parent, kind, dict(added)) if sampled else trace.NonRecordingSpan(here)
 

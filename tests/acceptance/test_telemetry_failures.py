@@ -84,12 +84,20 @@ async def test_memory_stays_bounded_while_nobody_takes_the_spans(
         assert process.memory_info().rss - before < 60 * 2**20 / 2
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
+    ],
+)
 async def test_a_variable_that_cannot_be_followed_is_told_and_nothing_starts(
-    database_url: str, settings: Settings, serve: Serve
+    name: str, value: str, database_url: str, settings: Settings, serve: Serve
 ) -> None:
-    service = serve(settings(DATABASE_URL=database_url, TELEMETRY="otel", OTEL_EXPORTER_OTLP_PROTOCOL="grpc"))
+    service = serve(settings(DATABASE_URL=database_url, TELEMETRY="otel", **{name: value}))
     assert service.ended() == 3
-    assert "OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' cannot be used" in service.stderr()
+    assert f"{name}: '{value}' cannot be used" in service.stderr()
     assert "Traceback" not in service.stderr()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from app.telemetry.metrics_push import push_interval_s
 from app.telemetry.otlp import Destination
 from app.telemetry.setting_error import TelemetrySettingError
 
@@ -52,9 +51,3 @@ def test_an_endpoint_of_traces_is_taken_as_it_is() -> None:
 def test_what_cannot_be_followed_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(TelemetrySettingError, match=name):
         Destination.of({name: value})
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "inf", "often"])
-def test_an_interval_that_is_none_is_refused(value: str) -> None:
-    with pytest.raises(TelemetrySettingError, match="OTEL_METRIC_EXPORT_INTERVAL"):
-        push_interval_s({"OTEL_METRIC_EXPORT_INTERVAL": value})
