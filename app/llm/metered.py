@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from app.engine.errors import ModelError
 from app.engine.model import ModelClient, ModelEvent, ModelRequest, ModelResponse
+from app.engine.usage import Spend
 from app.telemetry.metrics import Metrics
 from app.telemetry.tracing import CANCELLED, UNEXPECTED
 
@@ -28,7 +29,7 @@ class MeteredClient:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent]:
         """See `ModelClient.stream`."""
         started = self._clock()
-        last: ModelEvent | None = None
+        last: ModelEvent | Spend | None = None
         error: str | None = UNEXPECTED
         try:
             async with aclosing(self._inner.stream(request)) as events:
@@ -37,7 +38,7 @@ class MeteredClient:
                     yield event
             error = None
         except ModelError as failure:
-            error = failure.code.value
+            error, last = failure.code.value, failure.spent
             raise
         except (asyncio.CancelledError, GeneratorExit):
             error = CANCELLED
@@ -45,13 +46,13 @@ class MeteredClient:
         finally:
             self._count(request, started, error, last)
 
-    def _count(self, request: ModelRequest, started: float, error: str | None, last: ModelEvent | None) -> None:
-        """Count a call that has ended; `last` is what came last of it."""
+    def _count(self, request: ModelRequest, started: float, error: str | None, took: ModelEvent | Spend | None) -> None:
+        """Count a call that has ended; `took` is what came last of it, or what it has cost without an answer."""
         self._metrics.model_called(request.model, self._clock() - started, error)
-        if error is not None or not isinstance(last, ModelResponse):
+        if not isinstance(took, ModelResponse | Spend):
             return
-        usage, cost = last.usage, last.cost_usd
-        self._metrics.model_answered(
+        usage, cost = took.usage, took.cost_usd
+        self._metrics.model_took(
             request.model,
             usage.input_tokens,
             usage.output_tokens,

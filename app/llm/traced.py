@@ -13,6 +13,7 @@ from opentelemetry.trace import SpanKind
 
 from app.engine.errors import ModelError
 from app.engine.model import FinishReason, ModelClient, ModelEvent, ModelRequest, ModelResponse
+from app.engine.usage import Spend
 from app.llm.content import input_messages, output_messages
 from app.llm.metered import MeteredClient
 from app.telemetry.metrics import Metrics
@@ -57,7 +58,7 @@ class TracedClient(MeteredClient):
         """See `ModelClient.stream`."""
         name, attributes = _chat(request.model)
         span = self._tracing.start(name, SpanKind.CLIENT, attributes)
-        last: ModelEvent | None = None
+        last: ModelEvent | Spend | None = None
         first_s: float | None = None
         error: str | None = UNEXPECTED
         said: str | None = None
@@ -78,7 +79,7 @@ class TracedClient(MeteredClient):
                         yield event
             error = None
         except ModelError as failure:
-            error, said = failure.code.value, failure.message
+            error, said, last = failure.code.value, failure.message, failure.spent
             raise
         except (asyncio.CancelledError, GeneratorExit):
             error = CANCELLED
@@ -92,16 +93,23 @@ class TracedClient(MeteredClient):
             span.end()
 
     def _describe(
-        self, span: trace.Span, request: ModelRequest, last: ModelEvent | None, first_s: float | None
+        self, span: trace.Span, request: ModelRequest, last: ModelEvent | Spend | None, first_s: float | None
     ) -> None:
         found: dict[str, str | int | float | tuple[str, ...]] = {}
         for name, value in request.settings.items():
             if name in _SETTINGS:
                 found[_SETTINGS[name]] = value
+        if request.response_schema is not None:
+            found["gen_ai.output.type"] = "json"
         if first_s is not None:
             found["gen_ai.response.time_to_first_chunk"] = first_s
+        if isinstance(last, ModelResponse | Spend):
+            found |= _taken(last)
         if isinstance(last, ModelResponse):
-            found |= _answered(last)
+            found["gen_ai.response.model"] = last.model
+            found["gen_ai.response.finish_reasons"] = _REASONS[last.finish_reason]
+            if last.cache_write_tokens:
+                found["gen_ai.usage.cache_creation.input_tokens"] = last.cache_write_tokens
         if self._tracing.content:
             found |= input_messages(request)
             if isinstance(last, ModelResponse):
@@ -122,11 +130,9 @@ def _chat(model: str) -> tuple[str, dict[str, str | bool]]:
     }
 
 
-def _answered(response: ModelResponse) -> dict[str, str | int | float | tuple[str, ...]]:
-    usage = response.usage
+def _taken(took: ModelResponse | Spend) -> dict[str, str | int | float | tuple[str, ...]]:
+    usage = took.usage
     found: dict[str, str | int | float | tuple[str, ...]] = {
-        "gen_ai.response.model": response.model,
-        "gen_ai.response.finish_reasons": _REASONS[response.finish_reason],
         "gen_ai.usage.input_tokens": usage.input_tokens,
         "gen_ai.usage.output_tokens": usage.output_tokens,
     }
@@ -134,6 +140,6 @@ def _answered(response: ModelResponse) -> dict[str, str | int | float | tuple[st
         found["gen_ai.usage.cache_read.input_tokens"] = usage.cached_input_tokens
     if usage.reasoning_tokens:
         found["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
-    if response.cost_usd:
-        found["agent_runner.cost_usd"] = float(response.cost_usd)
+    if took.cost_usd:
+        found["agent_runner.cost_usd"] = float(took.cost_usd)
     return found

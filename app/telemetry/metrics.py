@@ -78,7 +78,7 @@ class Metrics:
         self._model_tokens = self._histogram(
             "gen_ai.client.token.usage",
             "{token}",
-            "Tokens of answered model calls.",
+            "Tokens of model calls, those that broke off estimated.",
             _TOKENS,
         )
         self._step_duration = self._histogram(
@@ -146,7 +146,7 @@ class Metrics:
         labels = self._models.of(model)
         self._model_duration.record(seconds, labels.answered if error is None else labels.failed(error))
 
-    def model_answered(
+    def model_took(
         self,
         model: str,
         input_tokens: int,
@@ -156,7 +156,7 @@ class Metrics:
         cached_input_tokens: int = 0,
         reasoning_tokens: int = 0,
     ) -> None:
-        """What an answer took; `cost_usd` is 0 where there is no price.
+        """What a try took, answered or broken off; `cost_usd` is 0 where there is no price.
 
         Args:
             cached_input_tokens: of the input tokens; `reasoning_tokens` of the output tokens.

@@ -28,7 +28,7 @@ def test_model_calls_carry_the_conventions_names() -> None:
     metrics = Metrics()
     metrics.model_called("openai/gpt-4o", 0.3)
     metrics.model_called("openai/gpt-4o", 0.1, "rate_limited")
-    metrics.model_answered("openai/gpt-4o", 100, 20, 0.25)
+    metrics.model_took("openai/gpt-4o", 100, 20, 0.25)
     whose = {"gen_ai_provider_name": "openai", "gen_ai_request_model": "gpt-4o"}
     calls = {"gen_ai_operation_name": "chat", **whose}
     duration = "gen_ai_client_operation_duration_seconds"
@@ -44,7 +44,7 @@ def test_names_after_the_first_ones_are_counted_as_other() -> None:
     for number in range(5):
         for _ in range(2):
             metrics.model_called(f"openai/m{number}", 0.1)
-            metrics.model_answered(f"openai/m{number}", 1, 1, 0.5)
+            metrics.model_took(f"openai/m{number}", 1, 1, 0.5)
             metrics.tool_called(f"t{number}", ToolOutcome.SUCCESS, 0.1)
     assert read(metrics).values_of("gen_ai_request_model") == {"m0", "m1", "other"}
     assert read(metrics).values_of("gen_ai_tool_name") == {"t0", "t1", "other"}

@@ -9,7 +9,7 @@ import pytest
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.messages import Message, Role
 from app.engine.model import FinishReason, ModelEvent, ModelRequest, ModelResponse, TextDelta
-from app.engine.usage import Usage
+from app.engine.usage import Spend, Usage
 from app.llm.metered import MeteredClient
 from app.llm.retry import RetryClient
 from app.telemetry.metrics import Metrics
@@ -90,6 +90,19 @@ async def test_an_error_without_a_name_is_counted_and_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         await anext(client.stream(REQUEST))
     assert Exposition(metrics.exposition()).value(f"{DURATION}_count", error_type="_OTHER") == 1
+
+
+async def test_what_a_call_took_that_broke_off_is_counted() -> None:
+    metrics = Metrics()
+    broken = ModelError(ModelErrorCode.CONNECTION, "gone")
+    broken.spent = Spend("acme/m", Usage(1, 30, 2), Decimal("0.25"), "it broke off")
+    with pytest.raises(ModelError):
+        _ = [event async for event in MeteredClient(FakeClient([TextDelta("o"), broken]), metrics).stream(REQUEST)]
+    seen = Exposition(metrics.exposition())
+    assert seen.value(f"{DURATION}_count", error_type="connection_failed") == 1
+    assert seen.value("gen_ai_client_token_usage_sum", gen_ai_token_type="input") == 30
+    assert seen.value("gen_ai_client_token_usage_sum", gen_ai_token_type="output") == 2
+    assert seen.value("agent_runner_model_cost_usd_total") == 0.25
 
 
 async def test_an_answer_of_unknown_price_costs_nothing_that_could_be_counted() -> None:
