@@ -23,7 +23,7 @@ CHAOS_SEED ?= $(shell date +%s)
 chaos: $(VENV)/.installed-dev ## All scenarios of failure in full size (CHAOS_SEED=1, CHAOS_ARGS="-k partition")
 	@echo "seed $(CHAOS_SEED)"
 	@$(BIN)/python -m pytest tests/chaos tests/integration/test_store_machine.py tests/unit/engine/test_simulation.py \
-		--chaos-full --chaos-seed=$(CHAOS_SEED) $(CHAOS_ARGS)
+		--chaos-full --chaos-seed=$(CHAOS_SEED) -o faulthandler_timeout=1800 $(CHAOS_ARGS)
 
 check: $(VENV)/.installed-dev ## Lint, formatting, types, import contracts
 	@$(BIN)/ruff check .

@@ -39,6 +39,8 @@ class Endless:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
             await send({"type": "http.response.body", "body": PIECE, "more_body": True})
+            # That the reader has gone is told by the loop, and what is sent to nobody does not wait.
+            await asyncio.sleep(0)
 
 
 async def listening(_scope: Scope, receive: Receive, _send: Send) -> None:
