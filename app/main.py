@@ -15,7 +15,8 @@ from app.api import build_api
 from app.api.traced import TracedRequests
 from app.engine.store_errors import StoreUnavailable, reason_of
 from app.llm.providers_file import ProvidersFileError
-from app.replica import MAX_BODY_BYTES, running_replica
+from app.replica.description import MAX_BODY_BYTES
+from app.replica.lifespan import running_replica
 from app.services.agent_files import AgentFileError
 from app.services.policy_modules import PolicyModuleError
 from app.settings import Settings

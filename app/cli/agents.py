@@ -12,7 +12,7 @@ from app.db.database import Database
 from app.engine.agent import AgentSettings
 from app.engine.store_errors import StoreError
 from app.llm.providers_file import ProvidersFileError
-from app.replica import agent_service, load_tools, model_config
+from app.replica.configured import agent_service, load_tools, model_config
 from app.services.agent_files import read_agent_file
 from app.services.agents import AgentService
 from app.services.errors import ServiceError

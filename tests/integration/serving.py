@@ -9,7 +9,8 @@ import httpx
 from fastapi import FastAPI
 
 from app.api import build_api
-from app.replica import MAX_BODY_BYTES, running_replica
+from app.replica.description import MAX_BODY_BYTES
+from app.replica.lifespan import running_replica
 from app.settings import Settings
 
 

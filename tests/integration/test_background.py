@@ -14,7 +14,7 @@ import pytest
 
 from app.db.embedded import EmbeddedPostgres
 from app.db.migrate import upgrade
-from app.replica import MIGRATIONS_LOOK_S, running_replica
+from app.replica.lifespan import MIGRATIONS_LOOK_S, running_replica
 from app.settings import Settings
 from tests.integration.serving import serving
 

@@ -12,7 +12,8 @@ from fastapi import FastAPI
 
 from app.api import build_api
 from app.db.database import Database
-from app.replica import MAX_BODY_BYTES, running_replica
+from app.replica.description import MAX_BODY_BYTES
+from app.replica.lifespan import running_replica
 from app.settings import Settings
 from tests.contract.stores import create_started, postgres_subject
 from tests.exposition import Exposition

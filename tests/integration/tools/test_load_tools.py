@@ -14,7 +14,7 @@ import yaml
 
 from app.engine.tool_definitions import HttpToolDefinition, Toolbox
 from app.engine.tools import ToolInvocation, ToolPort, ToolSource
-from app.replica import load_tools
+from app.replica.configured import load_tools
 from app.settings import Settings
 from app.tools import ToolRegistry
 from app.tools.errors import ToolSettingError
