@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.llm.circuit_breaker import CircuitLimits
 from app.settings import Settings
 from tests.integration.test_metrics import AGENT, serving
 from tests.model_server import ModelServer, Reply
@@ -23,6 +24,8 @@ _LABELS = re.compile(r"by \(([^)]*)\)")
 # What a scrape adds.
 _OF_THE_SCRAPE = {"job", "instance"}
 PRICED = {"name": "priced", "model": "openai/gpt-4o-mini"}
+OPENS_A_CIRCUIT = CircuitLimits().failures
+FRAGILE = {"name": "fragile", "model": "openai/gpt-4o", "model_policies": {"retry": {"max_attempts": 1}}}
 USAGE = {
     **PLAIN_USAGE,
     "prompt_tokens_details": {"cached_tokens": 3},
@@ -41,12 +44,13 @@ def expressions() -> Iterator[str]:
 async def told(database_url: str, tmp_path: Path) -> dict[str, set[str]]:
     """The names of all samples of a replica after runs of each kind, each with its labels."""
     async with ModelServer() as model:
-        model.script([Reply(usage=USAGE), Reply.error(400)])
+        model.script([Reply(usage=USAGE), Reply.error(400), *[Reply.error(500)] * OPENS_A_CIRCUIT])
         settings = Settings.load(
             database_url=database_url, agents_dir=tmp_path, openai_api_key="a-key", openai_base_url=model.base_url
         )
         async with serving(settings) as client:
-            for agent, status in ((AGENT, "completed"), (PRICED, "completed"), (PRICED, "failed")):
+            broken = [(FRAGILE, "failed")] * OPENS_A_CIRCUIT
+            for agent, status in ((AGENT, "completed"), (PRICED, "completed"), (PRICED, "failed"), *broken):
                 run = await client.post("/runs/wait", json={"agent": agent, "input": "What is 17 * 23?"})
                 assert run.json()["status"] == status, run.text
             forked = await client.post(f"/runs/{run.json()['run_id']}/fork", json={"input": "And 2 * 2?"})
