@@ -25,6 +25,11 @@ class LiveReplicas:
         if replicas != self._counts[-1][1]:
             self._counts.append((self._clock(), replicas))
 
+    @property
+    def now(self) -> int:
+        """As last counted."""
+        return self._counts[-1][1]
+
     def most_within(self, window_s: float) -> int:
         """The most that lived at once in the last so many seconds: what one that is gone has used still counts."""
         since = self._clock() - window_s

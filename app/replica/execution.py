@@ -54,7 +54,7 @@ class Execution:
         metrics: Metrics,
         tracing: Tracing | None,
     ) -> None:
-        self._replicas = replicas
+        self.replicas = replicas
         owner = str(uuid7())
         direct_url = settings.database_direct_url or settings.database_url
         hears = settings.database_prepared or bool(settings.database_direct_url)
@@ -101,7 +101,7 @@ class Execution:
 
     def _peers_counted(self, peers: int) -> None:
         self.bus.alone = peers == 0
-        self._replicas.counted(peers + 1)
+        self.replicas.counted(peers + 1)
 
 
 def _retention(settings: Settings) -> Retention:

@@ -32,6 +32,11 @@ def add_gauges(metrics: Metrics, pools: Pools, execution: Execution) -> None:
         lambda: [(use.timeouts, {"pool": use.pool}) for use in pools.use()],
     )
     metrics.gauge(
+        "agent_runner.replicas",
+        "Live replicas that this one knows of, itself included: they share what is limited.",
+        lambda: [(execution.replicas.now, {})],
+    )
+    metrics.gauge(
         "agent_runner.runs.stalled",
         "Runs under way here without progress for STEP_DEADLINE_S.",
         lambda: [(execution.worker.stalled, {})],

@@ -19,6 +19,7 @@ from app.llm.pricing import bundled_prices
 from tests.acceptance.client import Client, Json, an_agent, check_log, of_type
 from tests.acceptance.conftest import Caller, Serve, Settings
 from tests.acceptance.model import Model
+from tests.acceptance.waiting import eventually
 from tests.exposition import Exposition
 from tests.model_server import RecordedRequest, Reply
 
@@ -200,6 +201,30 @@ async def test_cached_answers_are_shared_by_runs_and_cost_nothing(one: Client, o
     assert len(other.requests()) == 1
     assert [run["result"]["usage_aggregate"]["llm_calls"] for run in runs] == [1, 0]
     assert runs[1]["result"]["total_cost_usd"] == 0
+
+
+async def test_replicas_share_a_limit(
+    serve: Serve, settings: Settings, database_url: str, other: Model, caller: Caller, tmp_path: Path
+) -> None:
+    """Seen to fail where the heartbeat does not tell how many replicas there are."""
+    limited = {"client": "openai", "base_url": other.base_url, "requests_per_minute": 4, "rate_limit_wait_s": 0.01}
+    file = tmp_path / "providers.yaml"
+    file.write_text(yaml.safe_dump({"local": limited}), encoding="utf-8")
+    environment = settings(DATABASE_URL=database_url, PROVIDERS_FILE=str(file), LEASE_S="3")
+    clients = [caller(serve(environment).ready()) for _ in range(2)]
+    other.answer(lambda _: Reply(text="Yes."))
+
+    async def all_know() -> bool:
+        told = [Exposition((await client.http.get("/metrics")).content) for client in clients]
+        return all(each.value("agent_runner_replicas") == 2 for each in told)
+
+    await eventually(all_know, "both replicas to know of each other")
+    agent = an_agent(model="local/llama3", model_policies={"retry": {"max_attempts": 1}})
+    for client in clients:
+        runs = [await client.create_and_wait(agent=agent, input="Go.") for _ in range(3)]
+        codes = [(run["error"] or {}).get("code") for run in runs]
+        assert codes == [None, None, "rate_limited"]
+    assert len(other.requests()) == 4
 
 
 async def test_a_file_that_cannot_be_used_keeps_the_service_from_starting(
