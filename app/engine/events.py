@@ -82,6 +82,7 @@ class WarningCode(StrEnum):
     COMPACTION_FAILED = "compaction_failed"
     STRUCTURED_OUTPUT_INVALID = "structured_output_invalid"
     SETTING_IGNORED = "setting_ignored"
+    MODEL_RETRIED = "model_retried"
 
 
 @dataclass(frozen=True, slots=True)

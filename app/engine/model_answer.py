@@ -37,7 +37,7 @@ def model_responded(state: RunState, outcome: ModelResponded, scope: Scope) -> T
         model=response.model,
         provider=response.provider,
     )
-    events = (*charged.events, _llm_completed(state.step, outcome), *_warnings(state.step, response))
+    events = (*charged.events, _llm_completed(state.step, outcome), *_warnings(state.step, response, scope.agent))
     if not response.tool_calls:
         if scope.answers is None:
             return _answered(state, response, events)
@@ -182,7 +182,7 @@ def _llm_completed(step: int, outcome: ModelResponded) -> Event:
     )
 
 
-def _warnings(step: int, response: ModelResponse) -> list[Event]:
+def _warnings(step: int, response: ModelResponse, agent: ResolvedAgent) -> list[Event]:
     found: list[tuple[WarningCode, str]] = []
     filtered = response.finish_reason is FinishReason.CONTENT_FILTER
     if not response.text and not response.tool_calls and not filtered:
@@ -201,7 +201,10 @@ def _warnings(step: int, response: ModelResponse) -> list[Event]:
     if response.usage_estimated:
         found.append((WarningCode.USAGE_ESTIMATED, "the provider reported no usage; token counts are estimated"))
     if response.cost_usd is None:
-        found.append((WarningCode.PRICE_UNKNOWN, f"no price is known for {response.model}; costs are null, not zero"))
+        said = f"no price is known for {response.model}; costs are null, not zero"
+        if agent.limits.max_total_cost_usd is not None:
+            said += ", and max_total_cost_usd cannot hold"
+        found.append((WarningCode.PRICE_UNKNOWN, said))
     data = {"model": response.model, "provider": response.provider}
     return [Event(EventType.WARNING, step, {"code": code, **data}, message=text) for code, text in found]
 

@@ -143,10 +143,11 @@ class CircuitBreakerClient:
             return None
         wait_s = circuit.open_until - self._clock()
         if wait_s > 0 or circuit.probe is not None:
+            wait_s = wait_s if wait_s > 0 else PROBE_RETRY_S
             raise ModelError(
                 ModelErrorCode.CIRCUIT_OPEN,
-                f"{model} has failed {circuit.failures} times in a row and is not called for now",
-                retry_after_s=wait_s if wait_s > 0 else PROBE_RETRY_S,
+                f"{model} has failed {circuit.failures} times in a row and is not called for another {wait_s:.1f} s",
+                retry_after_s=wait_s,
             )
         circuit.probe = _Probe()
         return circuit.probe

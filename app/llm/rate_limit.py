@@ -247,8 +247,10 @@ class _Limiter:
         return self._log.room_from(now, requests, tokens) - now
 
     def _refusal(self, wait_s: float) -> ModelError:
+        requests, _ = self._shares()
+        what = "requests" if self._log.requests + len(self._waiting) >= requests else "tokens"
         return ModelError(
             ModelErrorCode.RATE_LIMITED,
-            f"{self._name}: its limit of requests or tokens a minute is used up, for at least {wait_s:.1f} s more",
+            f"{self._name}: its limit of {what} a minute is used up, for at least {wait_s:.1f} s more",
             retry_after_s=wait_s,
         )

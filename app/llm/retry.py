@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
 from app.engine.errors import ModelError, ModelErrorCode
-from app.engine.model import ModelClient, ModelEvent, ModelRequest, StreamRestarted
+from app.engine.events import WarningCode
+from app.engine.model import ModelClient, ModelEvent, ModelNotice, ModelRequest, StreamRestarted
 from app.llm.output import OUTPUT
 
 BASE_S = 0.5
@@ -16,6 +17,8 @@ MAX_BACKOFF_S = 8.0
 MAX_RETRY_AFTER_S = 60.0
 # A model that asks for a longer wait is left for the next one at once, where there is one.
 PATIENCE_S = 10.0
+# Whoever reads along notices no wait that is shorter, and needs no reason for it.
+NOT_TOLD_S = 2.0
 
 
 class RetryClient:
@@ -25,8 +28,8 @@ class RetryClient:
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), on top of what the provider
     asked for with Retry-After, of which at most a minute is honoured. Where a stream breaks after output has
     been passed on, `StreamRestarted` voids that output before the next try, and what it has cost is passed on as
-    `Spend`. Where `request.fallback_models` are left, an open circuit and waits of more than `PATIENCE_S` end the tries
-    of a model.
+    `Spend`. A notice tells of a long wait. Where `request.fallback_models` are left, an open circuit and waits of more
+    than `PATIENCE_S` end the tries of a model.
 
     Args:
         sleep: waits so many seconds.
@@ -63,8 +66,11 @@ class RetryClient:
                 yield failure.spent
             if has_output:
                 yield StreamRestarted(failure.message)
-            await self._sleep(self._wait_s(attempt, failure))
+            wait_s = self._wait_s(attempt, failure)
             attempt += 1
+            if wait_s > NOT_TOLD_S:
+                yield _notice(request, failure, attempt, wait_s)
+            await self._sleep(wait_s)
 
     async def aclose(self) -> None:
         """See `ModelClient.aclose`."""
@@ -73,6 +79,14 @@ class RetryClient:
     def _wait_s(self, attempt: int, error: ModelError) -> float:
         asked_s = min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S)
         return asked_s + self._uniform() * min(MAX_BACKOFF_S, BASE_S * 2.0 ** (attempt - 1))
+
+
+def _notice(request: ModelRequest, failure: ModelError, attempt: int, wait_s: float) -> ModelNotice:
+    return ModelNotice(
+        WarningCode.MODEL_RETRIED,
+        f"{failure.message}; {request.model} is asked again in {wait_s:.1f} s",
+        {"model": request.model, "reason": failure.code.value, "attempt": attempt, "wait_s": round(wait_s, 3)},
+    )
 
 
 def _helps(error: ModelError, request: ModelRequest, attempt: int) -> bool:

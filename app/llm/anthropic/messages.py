@@ -99,7 +99,8 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
         case Role.TOOL:
             return [_tool_result(message)]
         case Role.SYSTEM:
-            return []
+            # Its text is at the top, where no image may stand.
+            return [block for block in _content(message.content) if block["type"] == "image"]
 
 
 def _thoughts(message: Message) -> list[dict[str, Any]]:

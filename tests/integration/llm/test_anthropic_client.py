@@ -195,6 +195,15 @@ async def test_images_are_sent_as_a_url_or_as_their_bytes(server: ModelServer, c
     ]
 
 
+async def test_an_image_in_a_system_message_is_not_lost(server: ModelServer, client: AnthropicClient) -> None:
+    picture: Any = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    asked = [Message(Role.SYSTEM, [{"type": "text", "text": "Our logo:"}, picture]), Message(Role.USER, "What is it?")]
+    await _answer(client, _asking(asked))
+    body = server.requests[-1].body
+    assert [block["text"] for block in body["system"]] == ["Our logo:"]
+    assert [block["type"] for block in body["messages"][0]["content"]] == ["image", "text"]
+
+
 async def test_thoughts_come_back_to_anthropic_before_the_calls_that_followed_from_them(
     server: ModelServer, client: AnthropicClient
 ) -> None:

@@ -6,10 +6,12 @@ from decimal import Decimal
 import pytest
 
 from app.engine.errors import ModelError, ModelErrorCode
+from app.engine.events import WarningCode
 from app.engine.messages import Message, Role
 from app.engine.model import (
     FinishReason,
     ModelEvent,
+    ModelNotice,
     ModelPolicies,
     ModelRequest,
     ModelResponse,
@@ -97,6 +99,19 @@ async def test_a_very_long_retry_after_is_bounded() -> None:
     client, waits = FakeClient([_error(ModelErrorCode.RATE_LIMITED, 86_400.0)], [ANSWER]), Waits()
     await _events(client, waits)
     assert waits == [60.5]
+
+
+async def test_who_reads_along_is_told_of_a_long_wait_before_it_begins() -> None:
+    client, waits = FakeClient([_error()], [_error(ModelErrorCode.RATE_LIMITED, 7.0)], [ANSWER]), Waits()
+    stream = RetryClient(client, sleep=waits.sleep, uniform=lambda: 1.0).stream(REQUEST)
+    notice = await anext(stream)
+    assert waits == [0.5]
+    assert notice == ModelNotice(
+        WarningCode.MODEL_RETRIED,
+        "it broke; m is asked again in 8.0 s",
+        {"model": "m", "reason": "rate_limited", "attempt": 3, "wait_s": 8.0},
+    )
+    assert [event async for event in stream] == [ANSWER]
 
 
 async def test_backoff_has_a_ceiling() -> None:
