@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -47,12 +46,9 @@ class Collector:
         headers: of the same requests, names in lower case.
     """
 
-    def __init__(
-        self, *, status: int = 200, delay_s: float = 0.0, first: Iterable[int] = (), said: bytes = b""
-    ) -> None:
+    def __init__(self, *, status: int = 200, delay_s: float = 0.0, first: Iterable[int] = ()) -> None:
         self.status = status
         self.first = list(first)
-        self.said = said
         self.delay_s = delay_s
         self.requests: list[bytes] = []
         self.headers: list[dict[str, str]] = []
@@ -114,10 +110,8 @@ class Collector:
                 deadline = time.monotonic() + collector.delay_s
                 collector._closed.wait(max(0.0, deadline - time.monotonic()))
                 self.send_response(collector.first.pop(0) if collector.first else collector.status)
-                self.send_header("Content-Length", str(len(collector.said)))
+                self.send_header("Content-Length", "0")
                 self.end_headers()
-                with suppress(ConnectionError):
-                    self.wfile.write(collector.said)
 
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing."""

@@ -46,9 +46,10 @@ def people_line(span: EndedSpan) -> str:
     """A span for people: when it ended, how long it took, its name, whether it failed, its trace, its attributes."""
     about = _about(span)
     ended = str(about["end_time"])[11:23]
+    name = span.name if span.name.isprintable() else _json(span.name)  # a model is named by whoever calls
     mark = "  ERROR" if about["status"] == "error" else ""
     facts = " ".join(f"{key}={_shown(value)}" for key, value in _plain(span.attributes).items())
-    return f"{ended} {about['duration_ms']:>9.1f} ms  {span.name}{mark}  trace={about['trace_id']}  {facts}"
+    return f"{ended} {about['duration_ms']:>9.1f} ms  {name}{mark}  trace={about['trace_id']}  {facts}"
 
 
 def _about(span: EndedSpan) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def _time(nano: int) -> str:
 
 
 def _shown(value: object) -> str:
-    return _json(value) if not isinstance(value, str) or " " in value or "\n" in value else value
+    return value if isinstance(value, str) and value.isprintable() and " " not in value else _json(value)
 
 
 def _json(value: object) -> str:

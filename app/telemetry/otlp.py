@@ -1,99 +1,53 @@
-"""Spans to a collector by OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/#otlphttp), in binary protobuf.
+"""OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/#otlphttp), in binary protobuf.
 
-In place of the package's exporter for the cost of its encoding, see `app.telemetry.otlp_body`.
+In place of the package's exporters: its encoding of spans costs several times as much (`app.telemetry.otlp_body`), and
+what a collector answers, and how slowly, has no bound there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import random
-import time
+import ssl
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 
-import requests
+import aiohttp
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.util.re import parse_env_headers
 
 from app.telemetry.otlp_body import encoded_resource, request_body
+from app.telemetry.otlp_destination import Destination
 from app.telemetry.setting_error import TelemetrySettingError
 from app.telemetry.span_queue import EndedSpan
 
-PROTOCOL = "http/protobuf"
-_DEFAULT_ENDPOINT = "http://localhost:4318"
-_DEFAULT_TIMEOUT_S = 10.0
 _RETRYABLE = frozenset({429, 502, 503, 504})
-_MAX_ANSWER_BYTES = 64 * 1024
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """Where spans go, and how.
+class OtlpSender:
+    """Sends to one destination; what does not get through is sent again, until the destination's time is over.
 
-    Args:
-        verify: a file of certificates, or True for those that are known anyway.
-        certificate: a client's own, and its key.
+    Raises:
+        TelemetrySettingError: a file of certificates cannot be used.
     """
 
-    url: str
-    headers: Mapping[str, str]
-    timeout_s: float
-    compression: str
-    verify: str | bool
-    certificate: tuple[str, str] | str | None
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Destination:
-        """As the standard variables say (https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
-
-        Raises:
-            TelemetrySettingError: one of them cannot be followed.
-        """
-
-        def given(name: str) -> str:
-            ours = f"OTEL_EXPORTER_OTLP_TRACES_{name}"
-            return (environment.get(ours) or environment.get(f"OTEL_EXPORTER_OTLP_{name}") or "").strip()
-
-        if (protocol := given("PROTOCOL") or PROTOCOL) != PROTOCOL:
-            raise TelemetrySettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} cannot be used: only {PROTOCOL} is")
-        if (compression := given("COMPRESSION").lower() or "none") not in ("none", "gzip", "deflate"):
-            raise TelemetrySettingError(
-                f"OTEL_EXPORTER_OTLP_COMPRESSION: {compression!r} cannot be used: it is none, gzip or deflate"
-            )
-        base = (environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or _DEFAULT_ENDPOINT).strip().rstrip("/")
-        url = (environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or "").strip() or f"{base}/v1/traces"
-        if not url.startswith(("http://", "https://")):
-            raise TelemetrySettingError(f"OTEL_EXPORTER_OTLP_ENDPOINT: {url!r} cannot be used: it is no http(s):// URL")
-        key, certificate = given("CLIENT_KEY"), given("CLIENT_CERTIFICATE")
-        return cls(
-            url=url,
-            headers=parse_env_headers(given("HEADERS"), liberal=True),
-            timeout_s=_seconds(given("TIMEOUT")),
-            compression=compression,
-            verify=given("CERTIFICATE") or True,
-            certificate=(certificate, key) if certificate and key else certificate or None,
-        )
-
-
-class OtlpSink:
-    """Implements `SpanSink`: sends what does not get through again, until the destination's time is over."""
-
-    def __init__(self, destination: Destination, resource: Resource) -> None:
+    def __init__(self, destination: Destination) -> None:
         self._to = destination
-        self._resource = encoded_resource(resource)
-        self._session = requests.Session()
-        self._session.verify = destination.verify
-        self._session.cert = destination.certificate
-        self._session.headers.update({"Content-Type": "application/x-protobuf", "User-Agent": "agent-runner"})
+        self._tls = _tls(destination)
+        self._headers = {"Content-Type": "application/x-protobuf", "User-Agent": "agent-runner"}
         if destination.compression != "none":
-            self._session.headers["Content-Encoding"] = destination.compression
-        self._session.headers.update(destination.headers)
+            self._headers["Content-Encoding"] = destination.compression
+        self._headers.update(destination.headers)
 
-    def send(self, spans: Sequence[EndedSpan]) -> str | None:
-        """See `SpanSink.send`."""
-        return self._sent(self._compressed(request_body(self._resource, spans)))
+    def send(self, body: bytes) -> str | None:
+        """Send a request's body; why it was not taken, or None.
+
+        Blocks for as long as the destination's time, so it has to be called in a thread without an event loop.
+        """
+        reason = asyncio.run(self._sent(self._compressed(body)))
+        return None if reason is None else f"{self._to.url}: {reason}"
 
     def _compressed(self, body: bytes) -> bytes:
         match self._to.compression:
@@ -104,46 +58,67 @@ class OtlpSink:
             case _:
                 return body
 
-    def _sent(self, body: bytes) -> str | None:
-        """Send until it is taken, refused for good, or the time is over; why it was not taken."""
-        deadline = time.monotonic() + self._to.timeout_s
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            left_s = deadline - time.monotonic()
-            asked_s: float | None = None
-            try:
-                answer = self._posted(body, max(left_s, 0.1))
-                if 200 <= answer.status_code < 300:
-                    return None
-                reason = f"it answered {answer.status_code}"
-                if answer.status_code not in _RETRYABLE:
-                    return f"{self._to.url}: {reason}"
-                asked_s = _retry_after(answer)
-            except requests.RequestException as error:
-                reason = type(error).__name__
-            wait_s = pause_s * random.uniform(0.8, 1.2) if asked_s is None else asked_s
-            if wait_s >= deadline - time.monotonic():
-                return f"{self._to.url}: {reason}"
-            time.sleep(wait_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    async def _sent(self, body: bytes) -> str | None:
+        reason = f"no answer in {self._to.timeout_s:g} s"
+        # The one bound of all: whatever a collector does, and however slowly, it has no more time.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._to.timeout_s) as limit, self._session() as session:
+                pause_s = _FIRST_PAUSE_S
+                while True:
+                    asked_s: float | None = None
+                    try:
+                        status, asked_s = await self._posted(session, body)
+                        if 200 <= status < 300:
+                            return None
+                        reason = f"it answered {status}"
+                        if status not in _RETRYABLE:
+                            return reason
+                    except (aiohttp.ClientError, OSError) as error:
+                        reason = type(error).__name__
+                    wait_s = pause_s * random.uniform(0.8, 1.2) if asked_s is None else asked_s
+                    if wait_s >= (limit.when() or 0.0) - asyncio.get_running_loop().time():
+                        return reason
+                    await asyncio.sleep(wait_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        return reason
 
-    def _posted(self, body: bytes, timeout_s: float) -> requests.Response:
-        answer = self._session.post(self._to.url, data=body, timeout=timeout_s, allow_redirects=False, stream=True)
-        with answer:  # its connection can be used again if this was all of the body
-            next(answer.iter_content(_MAX_ANSWER_BYTES), None)
-        return answer
+    def _session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None),
+            connector=aiohttp.TCPConnector(ssl=self._tls, force_close=True),
+            trust_env=True,
+            auto_decompress=False,
+        )
+
+    async def _posted(self, session: aiohttp.ClientSession, body: bytes) -> tuple[int, float | None]:
+        """The status and Retry-After in seconds. Nothing of the answer's body is read."""
+        async with session.post(self._to.url, data=body, allow_redirects=False) as answer:
+            given = answer.headers.get("Retry-After", "")
+            return answer.status, float(given) if given.isdecimal() and len(given) < 6 else None
 
 
-def _seconds(given: str) -> float:
+class OtlpSink:
+    """Implements `SpanSink`."""
+
+    def __init__(self, sender: OtlpSender, resource: Resource) -> None:
+        self._sender = sender
+        self._resource = encoded_resource(resource)
+
+    def send(self, spans: Sequence[EndedSpan]) -> str | None:
+        """See `SpanSink.send`."""
+        return self._sender.send(request_body(self._resource, spans))
+
+
+def _tls(destination: Destination) -> ssl.SSLContext | bool:
+    """True for what is usual."""
+    if destination.authorities is None and destination.certificate is None:
+        return True
     try:
-        seconds = float(given) if given else _DEFAULT_TIMEOUT_S
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds <= 3600.0:
-        raise TelemetrySettingError(f"OTEL_EXPORTER_OTLP_TIMEOUT: {given!r} cannot be used: it is seconds, up to 3600")
-    return seconds
-
-
-def _retry_after(answer: requests.Response) -> float | None:
-    given = answer.headers.get("Retry-After", "")
-    return float(given) if given.isdecimal() and len(given) < 6 else None
+        context = ssl.create_default_context(cafile=destination.authorities)
+        if destination.certificate is not None:
+            context.load_cert_chain(*destination.certificate)
+    except OSError as error:
+        files = ", ".join(filter(None, (destination.authorities, *(destination.certificate or ()))))
+        raise TelemetrySettingError(f"OTEL_EXPORTER_OTLP_CERTIFICATE: {files} cannot be used: {error}") from None
+    return context

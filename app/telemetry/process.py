@@ -6,10 +6,8 @@ A program that has an OpenTelemetry provider of its own keeps it: with `otel` ou
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, lru_cache
@@ -35,9 +33,6 @@ from app.telemetry.tracing import SdkSpans, TelemetryKind, Tracing
 FLUSH_S = 2.0
 _SCOPE = "agent_runner"
 _LINES_EVERY_S = 0.2
-_TOLD_EVERY_S = 60.0
-# They say the same for each batch, and some for each span.
-_TALKATIVE = ("opentelemetry.exporter.otlp.proto.http.metric_exporter",)
 
 _ours: list[TracerProvider] = []  # at most one of a kind
 
@@ -49,8 +44,6 @@ class Telemetry:
 
     def __init__(self, kind: TelemetryKind) -> None:
         self._kind: TelemetryKind = kind
-        for name in _TALKATIVE:
-            logging.getLogger(name).addFilter(_Seldom())
         given = trace.get_tracer_provider()
         self._queue: SpanQueue | None = None
         self._push_every_s = _whole("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
@@ -83,8 +76,11 @@ class Telemetry:
             return lambda: None
         # Imported with its kind: this and what it needs takes a tenth of a second.
         from app.telemetry.metrics_push import MetricsPush
+        from app.telemetry.otlp import OtlpSender
+        from app.telemetry.otlp_destination import Destination
 
-        return MetricsPush(metrics, self._push_every_s).close
+        sender = OtlpSender(Destination.of(os.environ, "metrics"))
+        return MetricsPush(metrics, sender, self._push_every_s).close
 
     async def flush(self, *, also: Callable[[], object] = lambda: None, within_s: float = FLUSH_S) -> None:
         """Export what has ended, as far as that takes no longer than `within_s` seconds.
@@ -109,9 +105,10 @@ class Telemetry:
         match self._kind:
             case "otel":
                 # Imported with its kind, as above.
-                from app.telemetry.otlp import Destination, OtlpSink
+                from app.telemetry.otlp import OtlpSender, OtlpSink
+                from app.telemetry.otlp_destination import Destination
 
-                return OtlpSink(Destination.of(os.environ), self.resource)
+                return OtlpSink(OtlpSender(Destination.of(os.environ, "traces")), self.resource)
             case "console":
                 return LineSink(people_line)
             case "json":
@@ -172,19 +169,3 @@ async def _bounded(work: Callable[[], object], within_s: float) -> None:
 
     threading.Thread(target=run, name="telemetry-flush", daemon=True).start()
     await asyncio.wait((done,), timeout=within_s)
-
-
-class _Seldom(logging.Filter):
-    """Lets a line through that was not told for a while."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told_at = float("-inf")
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """See `logging.Filter.filter`."""
-        now = time.monotonic()
-        if now - self._told_at < _TOLD_EVERY_S:
-            return False
-        self._told_at = now
-        return True

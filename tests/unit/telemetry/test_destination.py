@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from app.telemetry.otlp import Destination
+from app.telemetry.otlp_destination import Destination
 from app.telemetry.setting_error import TelemetrySettingError
 
 
 def test_spans_go_to_the_local_collector_by_default() -> None:
-    found = Destination.of({})
+    found = Destination.of({}, "traces")
     assert (found.url, found.timeout_s, found.compression) == ("http://localhost:4318/v1/traces", 10.0, "none")
-    assert (dict(found.headers), found.verify, found.certificate) == ({}, True, None)
+    assert (dict(found.headers), found.authorities, found.certificate) == ({}, None, None)
 
 
 def test_what_is_said_of_traces_goes_before_what_is_said_of_all() -> None:
@@ -25,16 +25,17 @@ def test_what_is_said_of_traces_goes_before_what_is_said_of_all() -> None:
             "OTEL_EXPORTER_OTLP_CERTIFICATE": "/ca.pem",
             "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": "/client.pem",
             "OTEL_EXPORTER_OTLP_CLIENT_KEY": "/client.key",
-        }
+        },
+        "traces",
     )
     assert found.url == "https://all:4318/base/v1/traces"
     assert dict(found.headers) == {"authorization": "Bearer key", "x-a": "1"}
     assert (found.timeout_s, found.compression) == (4.0, "gzip")
-    assert (found.verify, found.certificate) == ("/ca.pem", ("/client.pem", "/client.key"))
+    assert (found.authorities, found.certificate) == ("/ca.pem", ("/client.pem", "/client.key"))
 
 
 def test_an_endpoint_of_traces_is_taken_as_it_is() -> None:
-    assert Destination.of({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h/here"}).url == "http://h/here"
+    assert Destination.of({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h/here"}, "traces").url == "http://h/here"
 
 
 @pytest.mark.parametrize(
@@ -50,4 +51,4 @@ def test_an_endpoint_of_traces_is_taken_as_it_is() -> None:
 )
 def test_what_cannot_be_followed_is_refused_by_name(name: str, value: str) -> None:
     with pytest.raises(TelemetrySettingError, match=name):
-        Destination.of({name: value})
+        Destination.of({name: value}, "metrics")
