@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -50,7 +51,7 @@ class Runner:
     """Runs agents in this process. Threads last as long as the store, and memories as long as the runner.
 
     Use it as an async context manager to keep connections to the model between runs; without that, each run opens and
-    closes its own.
+    closes its own. Leaving it stops what still runs, as `aclose` does.
 
     Args:
         policy_engine: rules for all agents, beside those in their definitions.
@@ -85,7 +86,7 @@ class Runner:
         self._cache = MemoryModelCache()
         self._telemetry_kind: TelemetryKind | None = telemetry
         self._engine: Engine | None = None
-        self._users = 0
+        self._entered: list[Engine] = []
 
     def run_sync(self, agent: Agent, *, user_message: str, **options: Any) -> AgentResult:
         """`run` for code without an event loop.
@@ -124,7 +125,7 @@ class Runner:
             limits=limits,
             user_id=user_id,
         )
-        return await handle.await_result()
+        return await _result_of(handle)
 
     async def run_stream(
         self,
@@ -167,13 +168,13 @@ class Runner:
             owner = engine.executor.owner if engine.executor.has_room() else None
             created = await self._store.create(new, owner=owner)
         except BaseException:
-            await self.leave()
+            await self._leave(engine)
             raise
         if created.claim is not None:
             engine.executor.start(created.claim, created.run, version)
         else:
             engine.bus.queued()
-        return RunHandle(self._store, engine, new.run_id, self.leave)
+        return self._handle(engine, new.run_id)
 
     async def resume(
         self, agent: Agent, *, run_id: str, thread_id: str | None = None, limits: Limits | None = None
@@ -194,14 +195,14 @@ class Runner:
         if thread_id is not None and thread_id != run.thread_id:
             raise RunConflict(f"run {run_id} belongs to thread {run.thread_id}, not to {thread_id}", run.status)
         engine = self._enter()
-        handle = RunHandle(self._store, engine, run_id, self.leave)
+        handle = self._handle(engine, run_id)
         try:
             self._keep(agent, engine)
             await engine.control.resume(run_id, limits)
         except BaseException:
             await handle.close()
             raise
-        return await handle.await_result()
+        return await _result_of(handle)
 
     async def compact_thread(
         self, *, thread_id: str, keep_last: int = KEEP_LAST, model: str | None = None, purge: bool = False
@@ -221,22 +222,26 @@ class Runner:
             service = CompactionService(self._store, engine.models, self._check_model)
             return await service.compact(CompactThread(thread_id, keep_last, model, purge))
         finally:
-            await self.leave()
+            await self._leave(engine)
 
     async def aclose(self) -> None:
-        """Stop what runs and close the connections to models. The runner may be used again."""
+        """Stop what runs and close the connections to models. The runner may be used again.
+
+        Whoever still waits for a run gets RunAbandoned.
+        """
         if self._engine is not None:
-            engine, self._engine = self._engine, None
-            await engine.stop()
+            await self._close(self._engine)
 
     async def __aenter__(self) -> Runner:
-        self._enter()
+        self._entered.append(self._enter())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.leave()
+        engine = self._entered.pop()
+        if engine not in self._entered:  # handles that nobody has waited for keep nothing open
+            await self._close(engine)
 
     def _enter(self) -> Engine:
         """The engine of this event loop, for one more user of it."""
@@ -259,15 +264,22 @@ class Runner:
                 shared_client=shared,
                 telemetry=telemetry,
             )
-            self._users = 0
-        self._users += 1
+        self._engine.users += 1
         return self._engine
 
-    async def leave(self) -> None:
-        """One user of the engine is done; the last one stops it."""
-        self._users -= 1
-        if self._users == 0:
-            await self.aclose()
+    async def _leave(self, engine: Engine) -> None:
+        """One user of an engine is done; the last one stops it."""
+        engine.users -= 1
+        if engine.users == 0:
+            await self._close(engine)
+
+    async def _close(self, engine: Engine) -> None:
+        if engine is self._engine:
+            self._engine = None
+            await engine.stop()
+
+    def _handle(self, engine: Engine, run_id: str) -> RunHandle:
+        return RunHandle(self._store, engine, run_id, partial(self._leave, engine))
 
     def _new_run(
         self,
@@ -334,6 +346,14 @@ class Runner:
             scripts_dir=config.scripts_dir,
             providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
         )
+
+
+async def _result_of(handle: RunHandle) -> AgentResult:
+    """Its caller has no handle: one that is cut off must not leave the run's connections open."""
+    try:
+        return await handle.await_result()
+    finally:
+        await handle.close()
 
 
 def _telemetry(kind: TelemetryKind | None, *, content: bool) -> InProcess | None:
