@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from uuid_utils.compat import uuid7
 
@@ -16,7 +16,7 @@ from app.engine.agent import AgentOverrides, AgentVersion, InteractionMode, reso
 from app.engine.compaction import KEEP_LAST
 from app.engine.first_write import first_write
 from app.engine.limits import Limits, RunLimits
-from app.engine.messages import Message, Role
+from app.engine.messages import Content, Message
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.ports import RunStore, ThreadStore
@@ -27,8 +27,10 @@ from app.llm.factory import EmbeddingConfig, ModelConfig, build_embedder, build_
 from app.llm.memory_cache import MemoryModelCache
 from app.llm.providers_file import read_providers
 from app.runner.agent import Agent
+from app.runner.checks import check_agent, message_of
 from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
+from app.runner.errors import InvalidArgument
 from app.runner.handle import RunHandle, RunStream
 from app.services.compaction import CompactionService, CompactThread, ThreadCompacted
 from app.settings import Settings
@@ -64,6 +66,9 @@ class Runner:
             variables say, with the numbers of models, tools and steps; None for nowhere. A program that has set a
             tracer provider of its own gets the spans of `otel` there. What is said is in them if TELEMETRY_CONTENT is
             on.
+
+    Raises:
+        InvalidArgument: there is no such telemetry.
     """
 
     def __init__(
@@ -76,6 +81,9 @@ class Runner:
         model_client: ModelClient | None = None,
         telemetry: TelemetryKind | None = None,
     ) -> None:
+        if telemetry is not None and telemetry not in get_args(TelemetryKind):
+            known = ", ".join(get_args(TelemetryKind))
+            raise InvalidArgument(f"there is no {telemetry!r}; there are {known}, and None for nowhere", ("telemetry",))
         self._config = config or RunnerConfig()
         self._limits = RunLimits().replaced(self._config.limits)
         self._store = store or MemoryStore(limits=self._limits)
@@ -88,7 +96,7 @@ class Runner:
         self._engine: Engine | None = None
         self._entered: list[Engine] = []
 
-    def run_sync(self, agent: Agent, *, user_message: str, **options: Any) -> AgentResult:
+    def run_sync(self, agent: Agent, *, user_message: Content, **options: Any) -> AgentResult:
         """`run` for code without an event loop.
 
         Raises:
@@ -106,7 +114,7 @@ class Runner:
         self,
         agent: Agent,
         *,
-        user_message: str,
+        user_message: Content,
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
@@ -115,7 +123,12 @@ class Runner:
         """Run to the end and answer with the result, whatever state the run ends in.
 
         Args:
+            user_message: text, or parts of text and images as the HTTP API has them.
             user_id: whose memories the agent keeps and finds.
+
+        Raises:
+            InvalidArgument: the agent, or an agent below it, or the message cannot be used; nothing was executed.
+            RunAbandoned: the runner was closed meanwhile, or the run's end cannot be stored.
         """
         handle = await self.run_handle(
             agent,
@@ -131,13 +144,17 @@ class Runner:
         self,
         agent: Agent,
         *,
-        user_message: str,
+        user_message: Content,
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         user_id: str | None = None,
     ) -> RunStream:
-        """Run and hand out the events: an async iterator, whose `result` is there when it has ended."""
+        """Run and hand out the events: an async iterator, whose `result` is there when it has ended.
+
+        Raises:
+            InvalidArgument: see `run`.
+        """
         handle = await self.run_handle(
             agent,
             user_message=user_message,
@@ -152,19 +169,24 @@ class Runner:
         self,
         agent: Agent,
         *,
-        user_message: str,
+        user_message: Content,
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         user_id: str | None = None,
     ) -> RunHandle:
-        """Start a run and answer with a handle to it."""
+        """Start a run and answer with a handle to it: wait for its result, or close it.
+
+        Raises:
+            InvalidArgument: see `run`.
+        """
+        message = message_of(user_message)
         engine = self._enter()
         try:
             version = self._keep(agent, engine)
             await engine.tools.settled(agent.definition.tools)
             trace_context = engine.asked(agent.definition.name)
-            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits, user_id, trace_context)
+            new = self._new_run(engine, version, message, thread_id, context or {}, limits, user_id, trace_context)
             owner = engine.executor.owner if engine.executor.has_room() else None
             created = await self._store.create(new, owner=owner)
         except BaseException:
@@ -190,6 +212,7 @@ class Runner:
             RunConflict: its status, or its thread, does not allow it.
             LimitReached: it would meet a limit at once; `limits` may state higher ones.
             DamagedCheckpoint: its last checkpoint cannot be understood.
+            InvalidArgument, RunAbandoned: see `run`.
         """
         run = await self._store.get(run_id)
         if thread_id is not None and thread_id != run.thread_id:
@@ -285,7 +308,7 @@ class Runner:
         self,
         engine: Engine,
         version: AgentVersion,
-        user_message: str,
+        message: Message,
         thread_id: str | None,
         context: Mapping[str, Any],
         limits: Limits | None,
@@ -295,22 +318,22 @@ class Runner:
         mode = None if self._ask is None else InteractionMode.EXTERNAL
         overrides = AgentOverrides(limits=limits, interaction_mode=mode)
         resolved = resolve(version, overrides, self._limits)
-        message = (Message(Role.USER, user_message),)
         return NewRun(
             run_id=str(uuid7()),
             thread_id=thread_id or str(uuid7()),
             thread_key=str(uuid7()),
             agent=version,
-            input=message,
+            input=(message,),
             overrides=overrides,
             context=context,
             user_id=user_id,
             trace_context=trace_context,
-            opening=None if thread_id else first_write(resolved, context, message, engine.tools, self._policy),
+            opening=None if thread_id else first_write(resolved, context, (message,), engine.tools, self._policy),
         )
 
     def _keep(self, agent: Agent, engine: Engine) -> AgentVersion:
-        """Make an agent, its subagents and their tools known; the agent's version."""
+        """Make an agent, its subagents and their tools known; the agent's version. Raises InvalidArgument."""
+        check_agent(agent, engine.tools, self._check_model)
         versions: dict[str, AgentVersion] = {}
         for each in agent.family():
             for function in each.tools:
