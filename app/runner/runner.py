@@ -95,6 +95,7 @@ class Runner:
         self._telemetry_kind: TelemetryKind | None = telemetry
         self._engine: Engine | None = None
         self._entered: list[Engine] = []
+        self._models: ModelConfig | None = None  # as the engine's client was made; None for the caller's own
 
     def run_sync(self, agent: Agent, *, user_message: Content, **options: Any) -> AgentResult:
         """`run` for code without an event loop.
@@ -346,16 +347,15 @@ class Runner:
 
     def _check_model(self, model: str) -> str | None:
         """What is wrong with a model's name; a client of the caller's own may know any."""
-        return None if self._model_client is not None else check_model_name(model, self._model_config())
+        return None if self._models is None else check_model_name(model, self._models)
 
     def _client(self, telemetry: InProcess | None) -> ModelClient:
         if self._model_client is not None:
             return self._model_client if telemetry is None else telemetry.model(self._model_client)
+        self._models = self._model_config()
         if telemetry is None:
-            return build_model_client(self._model_config(), cache=self._cache)
-        return build_model_client(
-            self._model_config(), cache=self._cache, metrics=telemetry.metrics, tracing=telemetry.tracing
-        )
+            return build_model_client(self._models, cache=self._cache)
+        return build_model_client(self._models, cache=self._cache, metrics=telemetry.metrics, tracing=telemetry.tracing)
 
     def _model_config(self) -> ModelConfig:
         settings = Settings.load()
