@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.engine.policy import PolicyEngine, PolicyRule
     from app.engine.result import AgentResult
     from app.engine.tools import Deferral
-    from app.runner import Agent, Runner, RunnerConfig
+    from app.runner import Agent, InvalidArgument, RunAbandoned, Runner, RunnerConfig, RunnerError
     from app.tools.function_tool import tool
     from app.tools.tool_context import ToolContext
 
@@ -24,10 +24,13 @@ __all__ = [
     "Answer",
     "Decision",
     "Deferral",
+    "InvalidArgument",
     "PolicyEngine",
     "PolicyRule",
+    "RunAbandoned",
     "Runner",
     "RunnerConfig",
+    "RunnerError",
     "ToolContext",
     "tool",
 ]
@@ -38,10 +41,13 @@ _HOMES = {
     "Answer": "app.engine.interactions",
     "Decision": "app.engine.interactions",
     "Deferral": "app.engine.tools",
+    "InvalidArgument": "app.runner",
     "PolicyEngine": "app.engine.policy",
     "PolicyRule": "app.engine.policy",
+    "RunAbandoned": "app.runner",
     "Runner": "app.runner",
     "RunnerConfig": "app.runner",
+    "RunnerError": "app.runner",
     "ToolContext": "app.tools.tool_context",
     "tool": "app.tools.function_tool",
 }

@@ -10,7 +10,7 @@ from app.llm.factory import (
     check_model_name,
 )
 from app.llm.providers_file import read_providers
-from app.services.agent_checks import Grants
+from app.services.agent_checks import grants_of
 from app.services.agents import AgentService
 from app.settings import Settings
 from app.tools.operator_tools import operator_registry
@@ -30,17 +30,7 @@ def load_tools(settings: Settings) -> ToolRegistry:
 
 
 def agent_service(database: Database, tools: ToolRegistry, config: ModelConfig) -> AgentService:
-    return AgentService(database, tools, lambda model: check_model_name(model, config), grants=_grants(tools))
-
-
-def _grants(tools: ToolRegistry) -> Grants:
-    http, mcp, sandboxes = tools.http, tools.mcp, tools.sandboxes()
-    assert http is not None
-    return Grants(
-        http_tool=http.problem,
-        mcp_server=lambda name: None if mcp and mcp.declared(name) else f"there is no MCP server {name!r}",
-        sandbox=lambda name: None if name in sandboxes else f"there is no sandbox profile {name!r}",
-    )
+    return AgentService(database, tools, lambda model: check_model_name(model, config), grants=grants_of(tools))
 
 
 def model_config(settings: Settings) -> ModelConfig:

@@ -9,7 +9,18 @@ from __future__ import annotations
 
 from app.runner.agent import Agent
 from app.runner.config import RunnerConfig
+from app.runner.errors import InvalidArgument, RunAbandoned, RunnerError
 from app.runner.handle import RunHandle, RunStream, StreamEvent
 from app.runner.runner import Runner
 
-__all__ = ["Agent", "RunHandle", "RunStream", "Runner", "RunnerConfig", "StreamEvent"]
+__all__ = [
+    "Agent",
+    "InvalidArgument",
+    "RunAbandoned",
+    "RunHandle",
+    "RunStream",
+    "Runner",
+    "RunnerConfig",
+    "RunnerError",
+    "StreamEvent",
+]

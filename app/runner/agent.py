@@ -8,6 +8,7 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from app.engine.agent import AgentDefinition
+from app.runner.errors import InvalidArgument
 from app.tools.function_tool import FunctionTool, tool
 
 
@@ -26,7 +27,8 @@ class Agent:
 
     Raises:
         pydantic.ValidationError: a field has a wrong value.
-        ValueError: two of the agents have one name.
+        InvalidArgument: a subagent is no Agent.
+        ValueError: two of the agents have one name; the two above are ValueErrors as well.
     """
 
     def __init__(
@@ -39,6 +41,10 @@ class Agent:
         response_schema: type[BaseModel] | Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
+        for index, subagent in enumerate(subagents):
+            if not isinstance(subagent, Agent):  # pyright: ignore[reportUnnecessaryIsInstance]
+                said = f"should be an Agent, as in subagents=[Agent(...)], not {subagent!r:.100}"
+                raise InvalidArgument(said, ("subagents", index), name)
         given = [each if isinstance(each, str) else _as_tool(each) for each in tools]
         names = [each if isinstance(each, str) else each.spec.name for each in given]
         self.tools = tuple(each for each in given if not isinstance(each, str))
@@ -66,10 +72,11 @@ class Agent:
             yield from subagent.family()
 
 
-def _json_schema(schema: type[BaseModel] | Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if schema is None or isinstance(schema, Mapping):
-        return None if schema is None else dict(schema)
-    return schema.model_json_schema()
+def _json_schema(schema: object) -> object:
+    """What a definition holds of it; what is neither is left for the definition to refuse."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return schema.model_json_schema()
+    return dict(cast("Mapping[str, Any]", schema)) if isinstance(schema, Mapping) else cast("object", schema)
 
 
 def _as_tool(function: Callable[..., Any]) -> FunctionTool[..., Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 from uuid_utils.compat import uuid7
 
+from app.engine.errors import RunError
 from app.engine.events import EventType, StoredEvent
 from app.engine.interactions import Answer, InteractionRecord
 from app.engine.limits import RunLimits
@@ -18,10 +19,13 @@ from app.engine.memories import Embedder, MemoryRows
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.ports import RunStore
+from app.engine.status import RunStatus
 from app.engine.store_errors import StoreError
 from app.engine.tools import ToolPort
+from app.event_bus.announce import announce_stopped
 from app.event_bus.memory import MemoryBus
 from app.runner.config import RunnerConfig
+from app.runner.errors import RunAbandoned
 from app.services.errors import Conflict
 from app.services.memories import MemoryService
 from app.services.run_control import RunControl
@@ -81,28 +85,45 @@ class Engine:
         ports = DriverPorts(store, models, port, self.bus, self._deltas, time.monotonic, policy, kept)
         driver = RunDriver if telemetry is None else telemetry.driver
         self.executor = LocalExecutor(
-            ports, str(uuid7()), max_runs=config.max_concurrent_runs, defaults=limits, driver=driver
+            ports,
+            str(uuid7()),
+            max_runs=config.max_concurrent_runs,
+            defaults=limits,
+            driver=driver,
+            on_abandoned=self._abandoned,
         )
         self.bus.on_control(self.executor.signal)
         self.bus.on_wake(self.executor.wake)
         self.bus.on_watched(self._deltas.noticed)
         self._deltas.start()
         tools.start()
-        self._questions: set[asyncio.Task[None]] = set()
+        self._passing: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._halt: str | None = None
+        self.users = 0
         self._tasks = [
             asyncio.create_task(ClaimLoop(store, self.executor, self.bus).run(), name="claim-loop"),
             asyncio.create_task(self._expire(), name="expiry"),
         ]
+        for task in self._tasks:
+            task.add_done_callback(self._background_ended)
 
     def asked(self, agent: str) -> str | None:
         """What a run of that agent is part of that is made now; see `NewRun.trace_context`."""
         return None if self._telemetry is None else self._telemetry.asked(agent)
 
+    def refuse_abandoned(self, run_id: str) -> None:
+        """Raise RunAbandoned if nothing here goes on with runs any more."""
+        if self._halt is not None:
+            raise RunAbandoned(f"run {run_id} is not over: {self._halt}")
+
     async def stop(self) -> None:
+        self._stopping = True
         await self.executor.drain(0.1)
-        for task in (*self._tasks, *self._questions):
+        self._halted("the runner was closed")
+        for task in (*self._tasks, *self._passing):
             task.cancel()
-        await asyncio.gather(*self._tasks, *self._questions, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._passing, return_exceptions=True)
         await self._deltas.stop()
         await self.tools.aclose()
         if self._embedder is not None:
@@ -120,10 +141,38 @@ class Engine:
             except StoreError as error:
                 log.warning("expiry_failed", error=str(error))
 
+    def _abandoned(self, run_id: str, error: BaseException) -> None:
+        """Nobody but us looks for runs whose task has ended: whoever waits for one would wait for ever."""
+        if not self._stopping:
+            self._pass(self._end(run_id, error), f"end-{run_id}")
+
+    async def _end(self, run_id: str, error: BaseException) -> None:
+        said = f"the runner failed while it ran run {run_id} ({type(error).__name__}: {error})"
+        try:
+            stopped = await self._store.stop(run_id, RunStatus.FAILED, RunError("internal", said))
+            announce_stopped(self.bus, stopped)
+        except Exception as failure:
+            log.exception("run_not_ended", run_id=run_id)
+            self._halted(f"{said}, and its end could not be stored ({type(failure).__name__}: {failure})")
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background_failed", task=task.get_name(), error=repr(error))
+            self._halted(f"the runner's {task.get_name()} failed ({type(error).__name__}: {error})")
+
+    def _halted(self, reason: str) -> None:
+        """From now on no run goes on for certain, the parents of the one that shows it included: tell all who wait."""
+        self._halt = self._halt or reason
+        for run_id in self.bus.read_runs():
+            self.bus.poke(run_id)
+
+    def _pass(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
+
     def _answer(self, run_id: str, interaction_id: str) -> None:
-        task = asyncio.create_task(self._asked(run_id, interaction_id), name=f"interaction-{interaction_id}")
-        self._questions.add(task)
-        task.add_done_callback(self._questions.discard)
+        self._pass(self._asked(run_id, interaction_id), f"interaction-{interaction_id}")
 
     async def _asked(self, run_id: str, interaction_id: str) -> None:
         try:

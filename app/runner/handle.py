@@ -14,6 +14,7 @@ from app.engine.limits import Limits
 from app.engine.ports import RunStore
 from app.engine.result import AgentResult, result_of
 from app.runner.engine import Engine
+from app.runner.errors import RunAbandoned
 from app.services.event_stream import ROWS_AT_ONCE, follow_run
 
 
@@ -46,7 +47,10 @@ class RunHandle:
 
     @property
     def events(self) -> AsyncGenerator[StreamEvent]:
-        """The run's events from the first one on, until it is over; each access starts anew."""
+        """The run's events from the first one on, until it is over; each access starts anew.
+
+        Raises (while it is read): RunAbandoned.
+        """
         return self._follow()
 
     async def pause(self) -> None:
@@ -84,9 +88,17 @@ class RunHandle:
         await self._engine.control.post_result(self.run_id, tool_call_id, text, error)
 
     async def await_result(self) -> AgentResult:
-        """Wait until the run is over. A paused or waiting run is not: somebody has to do their part."""
-        async for _ in self._follow():
-            pass
+        """Wait until the run is over. A paused or waiting run is not: somebody has to do their part.
+
+        Raises:
+            RunAbandoned: it will not be over: its runner was closed, or its end cannot be stored.
+        """
+        try:
+            async for _ in self._follow():
+                pass
+        except RunAbandoned:
+            await self.close()
+            raise
         await self.close()
         return result_of(await self._store.get(self.run_id))
 
@@ -104,6 +116,8 @@ class RunHandle:
 
         async def ended(cursor: int) -> bool:
             run = await store.get(self.run_id, with_tools=False)
+            if not run.status.terminal:
+                self._engine.refuse_abandoned(self.run_id)
             return run.status.terminal and run.last_event_seq <= cursor
 
         async for event in follow_run(self._engine.bus, self.run_id, 0, rows, ended):

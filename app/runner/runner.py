@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from uuid_utils.compat import uuid7
 
@@ -15,7 +16,7 @@ from app.engine.agent import AgentOverrides, AgentVersion, InteractionMode, reso
 from app.engine.compaction import KEEP_LAST
 from app.engine.first_write import first_write
 from app.engine.limits import Limits, RunLimits
-from app.engine.messages import Message, Role
+from app.engine.messages import Content, Message
 from app.engine.model import ModelClient
 from app.engine.policy import PolicyEngine
 from app.engine.ports import RunStore, ThreadStore
@@ -26,8 +27,10 @@ from app.llm.factory import EmbeddingConfig, ModelConfig, build_embedder, build_
 from app.llm.memory_cache import MemoryModelCache
 from app.llm.providers_file import read_providers
 from app.runner.agent import Agent
+from app.runner.checks import check_agent, message_of
 from app.runner.config import RunnerConfig
 from app.runner.engine import AskPerson, Engine
+from app.runner.errors import InvalidArgument
 from app.runner.handle import RunHandle, RunStream
 from app.services.compaction import CompactionService, CompactThread, ThreadCompacted
 from app.settings import Settings
@@ -50,7 +53,7 @@ class Runner:
     """Runs agents in this process. Threads last as long as the store, and memories as long as the runner.
 
     Use it as an async context manager to keep connections to the model between runs; without that, each run opens and
-    closes its own.
+    closes its own. Leaving it stops what still runs, as `aclose` does.
 
     Args:
         policy_engine: rules for all agents, beside those in their definitions.
@@ -63,6 +66,9 @@ class Runner:
             variables say, with the numbers of models, tools and steps; None for nowhere. A program that has set a
             tracer provider of its own gets the spans of `otel` there. What is said is in them if TELEMETRY_CONTENT is
             on.
+
+    Raises:
+        InvalidArgument: there is no such telemetry.
     """
 
     def __init__(
@@ -75,6 +81,9 @@ class Runner:
         model_client: ModelClient | None = None,
         telemetry: TelemetryKind | None = None,
     ) -> None:
+        if telemetry is not None and telemetry not in get_args(TelemetryKind):
+            known = ", ".join(get_args(TelemetryKind))
+            raise InvalidArgument(f"there is no {telemetry!r}; there are {known}, and None for nowhere", ("telemetry",))
         self._config = config or RunnerConfig()
         self._limits = RunLimits().replaced(self._config.limits)
         self._store = store or MemoryStore(limits=self._limits)
@@ -85,9 +94,10 @@ class Runner:
         self._cache = MemoryModelCache()
         self._telemetry_kind: TelemetryKind | None = telemetry
         self._engine: Engine | None = None
-        self._users = 0
+        self._entered: list[Engine] = []
+        self._models: ModelConfig | None = None  # as the engine's client was made; None for the caller's own
 
-    def run_sync(self, agent: Agent, *, user_message: str, **options: Any) -> AgentResult:
+    def run_sync(self, agent: Agent, *, user_message: Content, **options: Any) -> AgentResult:
         """`run` for code without an event loop.
 
         Raises:
@@ -105,7 +115,7 @@ class Runner:
         self,
         agent: Agent,
         *,
-        user_message: str,
+        user_message: Content,
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
@@ -114,7 +124,12 @@ class Runner:
         """Run to the end and answer with the result, whatever state the run ends in.
 
         Args:
+            user_message: text, or parts of text and images as the HTTP API has them.
             user_id: whose memories the agent keeps and finds.
+
+        Raises:
+            InvalidArgument: the agent, or an agent below it, or the message cannot be used; nothing was executed.
+            RunAbandoned: the runner was closed meanwhile, or the run's end cannot be stored.
         """
         handle = await self.run_handle(
             agent,
@@ -124,19 +139,23 @@ class Runner:
             limits=limits,
             user_id=user_id,
         )
-        return await handle.await_result()
+        return await _result_of(handle)
 
     async def run_stream(
         self,
         agent: Agent,
         *,
-        user_message: str,
+        user_message: Content,
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         user_id: str | None = None,
     ) -> RunStream:
-        """Run and hand out the events: an async iterator, whose `result` is there when it has ended."""
+        """Run and hand out the events: an async iterator, whose `result` is there when it has ended.
+
+        Raises:
+            InvalidArgument: see `run`.
+        """
         handle = await self.run_handle(
             agent,
             user_message=user_message,
@@ -151,29 +170,34 @@ class Runner:
         self,
         agent: Agent,
         *,
-        user_message: str,
+        user_message: Content,
         thread_id: str | None = None,
         context: Mapping[str, Any] | None = None,
         limits: Limits | None = None,
         user_id: str | None = None,
     ) -> RunHandle:
-        """Start a run and answer with a handle to it."""
+        """Start a run and answer with a handle to it: wait for its result, or close it.
+
+        Raises:
+            InvalidArgument: see `run`.
+        """
+        message = message_of(user_message)
         engine = self._enter()
         try:
             version = self._keep(agent, engine)
             await engine.tools.settled(agent.definition.tools)
             trace_context = engine.asked(agent.definition.name)
-            new = self._new_run(engine, version, user_message, thread_id, context or {}, limits, user_id, trace_context)
+            new = self._new_run(engine, version, message, thread_id, context or {}, limits, user_id, trace_context)
             owner = engine.executor.owner if engine.executor.has_room() else None
             created = await self._store.create(new, owner=owner)
         except BaseException:
-            await self.leave()
+            await self._leave(engine)
             raise
         if created.claim is not None:
             engine.executor.start(created.claim, created.run, version)
         else:
             engine.bus.queued()
-        return RunHandle(self._store, engine, new.run_id, self.leave)
+        return self._handle(engine, new.run_id)
 
     async def resume(
         self, agent: Agent, *, run_id: str, thread_id: str | None = None, limits: Limits | None = None
@@ -189,19 +213,20 @@ class Runner:
             RunConflict: its status, or its thread, does not allow it.
             LimitReached: it would meet a limit at once; `limits` may state higher ones.
             DamagedCheckpoint: its last checkpoint cannot be understood.
+            InvalidArgument, RunAbandoned: see `run`.
         """
         run = await self._store.get(run_id)
         if thread_id is not None and thread_id != run.thread_id:
             raise RunConflict(f"run {run_id} belongs to thread {run.thread_id}, not to {thread_id}", run.status)
         engine = self._enter()
-        handle = RunHandle(self._store, engine, run_id, self.leave)
+        handle = self._handle(engine, run_id)
         try:
             self._keep(agent, engine)
             await engine.control.resume(run_id, limits)
         except BaseException:
             await handle.close()
             raise
-        return await handle.await_result()
+        return await _result_of(handle)
 
     async def compact_thread(
         self, *, thread_id: str, keep_last: int = KEEP_LAST, model: str | None = None, purge: bool = False
@@ -221,22 +246,26 @@ class Runner:
             service = CompactionService(self._store, engine.models, self._check_model)
             return await service.compact(CompactThread(thread_id, keep_last, model, purge))
         finally:
-            await self.leave()
+            await self._leave(engine)
 
     async def aclose(self) -> None:
-        """Stop what runs and close the connections to models. The runner may be used again."""
+        """Stop what runs and close the connections to models. The runner may be used again.
+
+        Whoever still waits for a run gets RunAbandoned.
+        """
         if self._engine is not None:
-            engine, self._engine = self._engine, None
-            await engine.stop()
+            await self._close(self._engine)
 
     async def __aenter__(self) -> Runner:
-        self._enter()
+        self._entered.append(self._enter())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.leave()
+        engine = self._entered.pop()
+        if engine not in self._entered:  # handles that nobody has waited for keep nothing open
+            await self._close(engine)
 
     def _enter(self) -> Engine:
         """The engine of this event loop, for one more user of it."""
@@ -259,21 +288,28 @@ class Runner:
                 shared_client=shared,
                 telemetry=telemetry,
             )
-            self._users = 0
-        self._users += 1
+        self._engine.users += 1
         return self._engine
 
-    async def leave(self) -> None:
-        """One user of the engine is done; the last one stops it."""
-        self._users -= 1
-        if self._users == 0:
-            await self.aclose()
+    async def _leave(self, engine: Engine) -> None:
+        """One user of an engine is done; the last one stops it."""
+        engine.users -= 1
+        if engine.users == 0:
+            await self._close(engine)
+
+    async def _close(self, engine: Engine) -> None:
+        if engine is self._engine:
+            self._engine = None
+            await engine.stop()
+
+    def _handle(self, engine: Engine, run_id: str) -> RunHandle:
+        return RunHandle(self._store, engine, run_id, partial(self._leave, engine))
 
     def _new_run(
         self,
         engine: Engine,
         version: AgentVersion,
-        user_message: str,
+        message: Message,
         thread_id: str | None,
         context: Mapping[str, Any],
         limits: Limits | None,
@@ -283,22 +319,22 @@ class Runner:
         mode = None if self._ask is None else InteractionMode.EXTERNAL
         overrides = AgentOverrides(limits=limits, interaction_mode=mode)
         resolved = resolve(version, overrides, self._limits)
-        message = (Message(Role.USER, user_message),)
         return NewRun(
             run_id=str(uuid7()),
             thread_id=thread_id or str(uuid7()),
             thread_key=str(uuid7()),
             agent=version,
-            input=message,
+            input=(message,),
             overrides=overrides,
             context=context,
             user_id=user_id,
             trace_context=trace_context,
-            opening=None if thread_id else first_write(resolved, context, message, engine.tools, self._policy),
+            opening=None if thread_id else first_write(resolved, context, (message,), engine.tools, self._policy),
         )
 
     def _keep(self, agent: Agent, engine: Engine) -> AgentVersion:
-        """Make an agent, its subagents and their tools known; the agent's version."""
+        """Make an agent, its subagents and their tools known; the agent's version. Raises InvalidArgument."""
+        check_agent(agent, engine.tools, self._check_model)
         versions: dict[str, AgentVersion] = {}
         for each in agent.family():
             for function in each.tools:
@@ -311,16 +347,15 @@ class Runner:
 
     def _check_model(self, model: str) -> str | None:
         """What is wrong with a model's name; a client of the caller's own may know any."""
-        return None if self._model_client is not None else check_model_name(model, self._model_config())
+        return None if self._models is None else check_model_name(model, self._models)
 
     def _client(self, telemetry: InProcess | None) -> ModelClient:
         if self._model_client is not None:
             return self._model_client if telemetry is None else telemetry.model(self._model_client)
+        self._models = self._model_config()
         if telemetry is None:
-            return build_model_client(self._model_config(), cache=self._cache)
-        return build_model_client(
-            self._model_config(), cache=self._cache, metrics=telemetry.metrics, tracing=telemetry.tracing
-        )
+            return build_model_client(self._models, cache=self._cache)
+        return build_model_client(self._models, cache=self._cache, metrics=telemetry.metrics, tracing=telemetry.tracing)
 
     def _model_config(self) -> ModelConfig:
         settings = Settings.load()
@@ -334,6 +369,14 @@ class Runner:
             scripts_dir=config.scripts_dir,
             providers=read_providers(settings.providers_file, os.environ) if settings.providers_file else {},
         )
+
+
+async def _result_of(handle: RunHandle) -> AgentResult:
+    """Its caller has no handle: one that is cut off must not leave the run's connections open."""
+    try:
+        return await handle.await_result()
+    finally:
+        await handle.close()
 
 
 def _telemetry(kind: TelemetryKind | None, *, content: bool) -> InProcess | None:

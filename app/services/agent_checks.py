@@ -8,11 +8,11 @@ from typing import Any
 
 from app.engine.agent import AgentDefinition, AgentOverrides
 from app.engine.tool_definitions import HttpToolDefinition
-from app.engine.tools import ToolPort
 from app.services.errors import Invalid, UnknownTool
 from app.tools.answer_schema import answers_of
 from app.tools.errors import ToolDefinitionError
 from app.tools.http_tools import DefinitionSource
+from app.tools.registry import ToolRegistry
 from app.tools.schema_arguments import SchemaArguments
 
 Loc = Sequence[str | int]
@@ -43,14 +43,30 @@ class Grants:
     sandbox: Callable[[str], str | None] = _no_profile
 
 
+def grants_of(tools: ToolRegistry) -> Grants:
+    """What the operator of these tools lets agents use."""
+    http, mcp, sandboxes = tools.http, tools.mcp, tools.sandboxes()
+    return Grants(
+        http_tool=_no_http if http is None else http.problem,
+        mcp_server=lambda name: None if mcp and mcp.declared(name) else _no_server(name),
+        sandbox=lambda name: None if name in sandboxes else _no_profile(name),
+    )
+
+
 class AgentChecks:
     """
     Args:
+        lacking: which of these tools are not there, and will not be later.
         check_model: what is wrong with a model's name, for people; None if nothing is.
     """
 
-    def __init__(self, tools: ToolPort, check_model: Callable[[str], str | None], grants: Grants) -> None:
-        self._tools = tools
+    def __init__(
+        self,
+        lacking: Callable[[Sequence[str]], Sequence[str]],
+        check_model: Callable[[str], str | None],
+        grants: Grants,
+    ) -> None:
+        self._lacking = lacking
         self._check_model = check_model
         self._grants = grants
 
@@ -92,7 +108,7 @@ class AgentChecks:
     def _named(self, model: str | None, tools: Sequence[str], loc: Loc) -> None:
         if model is not None:
             _refuse(self._check_model(model), (*loc, "model"))
-        lacking = set(self._tools.lacking(tools)) if tools else ()
+        lacking = set(self._lacking(tools)) if tools else ()
         for index, name in enumerate(tools):
             if name in lacking:
                 raise UnknownTool(f"there is no tool {name!r}", (*loc, "tools", index))

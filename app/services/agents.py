@@ -117,7 +117,7 @@ class AgentService:
         grants: Grants = _NOTHING,
     ) -> None:
         self._database = database
-        self._checks = AgentChecks(tools, check_model, grants)
+        self._checks = AgentChecks(tools.lacking, check_model, grants)
         self._current: _Recent[tuple[str, str], AgentVersion] = _Recent(_CACHED)
         self._inline: _Recent[tuple[str, str], AgentVersion] = _Recent(_CACHED)
         self._pinned: _Recent[str, AgentVersion] = _Recent(_CACHED)

@@ -49,6 +49,8 @@ class LocalExecutor:
         owner: this replica's incarnation.
         max_runs: how many runs may be under way at once.
         driver: makes what drives an attempt, with the arguments of `RunDriver`.
+        on_abandoned: called with a run, and the reason, when its task has ended without saying what becomes of it.
+            A service finds such runs among its rows; whoever has nobody that looks must end them.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class LocalExecutor:
         max_runs: int,
         defaults: RunLimits = SERVICE_LIMITS,
         driver: Callable[..., RunDriver] = RunDriver,
+        on_abandoned: Callable[[str, BaseException], None] = lambda _run_id, _error: None,
     ) -> None:
         self._ports = ports
         self._owner = owner
         self._max_runs = max_runs
         self._defaults = defaults
         self._make_driver = driver
+        self._on_abandoned = on_abandoned
         self._tasks: dict[str, _Task] = {}
         self._on_free: list[Callable[[], None]] = []
         self.accepting = True
@@ -181,11 +185,14 @@ class LocalExecutor:
         entry.task.add_done_callback(lambda task: self._ended(run_id, entry, task))
 
     def _ended(self, run_id: str, entry: _Task, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = _defect(task)
+        if error is not None:
             log.error("run_task_failed", run_id=run_id, error=repr(error))
             self.crashed.add(run_id)
         if self._tasks.get(run_id) is entry:
             del self._tasks[run_id]
+        if error is not None:
+            self._on_abandoned(run_id, error)
         self._freed()
 
     def _progressed(self, entry: _Task) -> None:
@@ -222,6 +229,7 @@ class LocalExecutor:
             announce_stopped(self._ports.bus, stopped)
         except StoreError as error:
             log.warning("run_dropped", run_id=run_id, error=reason_of(error))
+            self._on_abandoned(run_id, error)
 
     async def _put_back(self, claim: Claim, start: Start) -> bool:
         """Leave a run to another replica if this one lacks a tool of it; one that nobody takes is run without."""
@@ -278,6 +286,14 @@ class LocalExecutor:
             now=loaded.now,
             stimuli=loaded.stimuli,
         )
+
+
+def _defect(task: asyncio.Task[None]) -> BaseException | None:
+    """Why a task ended that should not have; None if it went as it was meant to."""
+    if not task.cancelled():
+        return task.exception()
+    # A cancellation that nobody asked for was raised by what the run called.
+    return None if task.cancelling() else asyncio.CancelledError("raised by what the run called")
 
 
 def resumed_event(loaded: Loaded, attempt: int, reason: ResumeReason) -> Event:

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from app.api.schemas.content import MessageContent, Part, content_of
 from app.api.schemas.fields import (
     EXAMPLE_RUN_ID,
     EXAMPLE_TIME,
@@ -18,6 +17,7 @@ from app.api.schemas.fields import (
     Timestamp,
     example,
 )
+from app.engine.content import MessageContent, Part, content_of
 from app.engine.messages import Message as EngineMessage
 from app.engine.messages import Role
 from app.engine.timestamp import timestamp
