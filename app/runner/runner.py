@@ -31,6 +31,7 @@ from app.runner.engine import AskPerson, Engine
 from app.runner.handle import RunHandle, RunStream
 from app.services.compaction import CompactionService, CompactThread, ThreadCompacted
 from app.settings import Settings
+from app.telemetry.sdk_disabled import sdk_disabled
 from app.telemetry.tracing import TelemetryKind
 from app.tools.operator_tools import operator_registry
 
@@ -337,7 +338,7 @@ class Runner:
 
 
 def _telemetry(kind: TelemetryKind | None, *, content: bool) -> InProcess | None:
-    if kind is None:
+    if kind is None or sdk_disabled(os.environ):
         return None
     # Imported where it is asked for: most programs do without the SDK's traces.
     from app.runner.telemetry import InProcess

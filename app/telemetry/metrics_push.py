@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
 from app.telemetry.logs import get_logger
 from app.telemetry.metrics import Metrics
+from app.telemetry.otlp import Destination, OtlpSender
+from app.telemetry.recurring import Recurring
+from app.telemetry.span_queue import TOLD_EVERY_S
 
 log = get_logger(__name__)
 
@@ -21,10 +24,11 @@ class MetricsPush:
         every_s: how often.
     """
 
-    def __init__(self, metrics: Metrics, every_s: float) -> None:
+    def __init__(self, metrics: Metrics, every_s: float, to: Destination) -> None:
         self._metrics = metrics
         self._every_s = every_s
-        self._exporter = OTLPMetricExporter()
+        self._sender = OtlpSender(to)
+        self._failures = Recurring(log, "metrics_not_exported", every_s=TOLD_EVERY_S)
         self._closed = threading.Event()
         self._exporting = threading.Lock()
         threading.Thread(target=self._work, name="metrics", daemon=True).start()
@@ -33,7 +37,6 @@ class MetricsPush:
         """Export for the last time; blocks until that is done, or has failed."""
         self._closed.set()
         self._export()
-        self._exporter.shutdown()  # pyright: ignore[reportUnknownMemberType]
 
     def _work(self) -> None:
         while not self._closed.wait(self._every_s):
@@ -42,6 +45,9 @@ class MetricsPush:
     def _export(self) -> None:
         with self._exporting:
             try:
-                self._exporter.export(self._metrics.collected())  # pyright: ignore[reportUnknownMemberType]
+                reason = self._sender.send(encode_metrics(self._metrics.collected()).SerializeToString())
             except Exception:
                 log.exception("metrics_not_exported")
+                return
+        if reason is not None:
+            self._failures.failed(reason, reason=reason)

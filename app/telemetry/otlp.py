@@ -1,6 +1,8 @@
-"""Spans to a collector by OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/#otlphttp), in binary protobuf.
+"""Spans and metrics to a collector by OTLP over HTTP (https://opentelemetry.io/docs/specs/otlp/#otlphttp), in binary
+protobuf.
 
-In place of the package's exporter for the cost of its encoding, see `app.telemetry.otlp_body`.
+In place of the package's exporters: for the cost of encoding spans, see `app.telemetry.otlp_body`, and since those log
+each try by themselves and tell nobody why it failed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import requests
 from opentelemetry.sdk.resources import Resource
@@ -19,6 +22,8 @@ from opentelemetry.util.re import parse_env_headers
 from app.telemetry.otlp_body import encoded_resource, request_body
 from app.telemetry.setting_error import TelemetrySettingError
 from app.telemetry.span_queue import EndedSpan
+
+Signal = Literal["traces", "metrics"]
 
 PROTOCOL = "http/protobuf"
 _DEFAULT_ENDPOINT = "http://localhost:4318"
@@ -30,7 +35,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 5.0
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where spans go, and how.
+    """Where spans or metrics go, and how.
 
     Args:
         verify: a file of certificates, or True for those that are known anyway.
@@ -45,7 +50,7 @@ class Destination:
     certificate: tuple[str, str] | str | None
 
     @classmethod
-    def of(cls, environment: Mapping[str, str]) -> Destination:
+    def of(cls, environment: Mapping[str, str], signal: Signal = "traces") -> Destination:
         """As the standard variables say (https://opentelemetry.io/docs/specs/otel/protocol/exporter/).
 
         Raises:
@@ -53,7 +58,7 @@ class Destination:
         """
 
         def given(name: str) -> str:
-            ours = f"OTEL_EXPORTER_OTLP_TRACES_{name}"
+            ours = f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}"
             return (environment.get(ours) or environment.get(f"OTEL_EXPORTER_OTLP_{name}") or "").strip()
 
         if (protocol := given("PROTOCOL") or PROTOCOL) != PROTOCOL:
@@ -62,13 +67,9 @@ class Destination:
             raise TelemetrySettingError(
                 f"OTEL_EXPORTER_OTLP_COMPRESSION: {compression!r} cannot be used: it is none, gzip or deflate"
             )
-        base = (environment.get("OTEL_EXPORTER_OTLP_ENDPOINT") or _DEFAULT_ENDPOINT).strip().rstrip("/")
-        url = (environment.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or "").strip() or f"{base}/v1/traces"
-        if not url.startswith(("http://", "https://")):
-            raise TelemetrySettingError(f"OTEL_EXPORTER_OTLP_ENDPOINT: {url!r} cannot be used: it is no http(s):// URL")
         key, certificate = given("CLIENT_KEY"), given("CLIENT_CERTIFICATE")
         return cls(
-            url=url,
+            url=_url(environment, signal),
             headers=parse_env_headers(given("HEADERS"), liberal=True),
             timeout_s=_seconds(given("TIMEOUT")),
             compression=compression,
@@ -77,12 +78,11 @@ class Destination:
         )
 
 
-class OtlpSink:
-    """Implements `SpanSink`: sends what does not get through again, until the destination's time is over."""
+class OtlpSender:
+    """Sends requests, and what does not get through again, until the destination's time is over."""
 
-    def __init__(self, destination: Destination, resource: Resource) -> None:
+    def __init__(self, destination: Destination) -> None:
         self._to = destination
-        self._resource = encoded_resource(resource)
         self._session = requests.Session()
         self._session.verify = destination.verify
         self._session.cert = destination.certificate
@@ -91,9 +91,9 @@ class OtlpSink:
             self._session.headers["Content-Encoding"] = destination.compression
         self._session.headers.update(destination.headers)
 
-    def send(self, spans: Sequence[EndedSpan]) -> str | None:
-        """See `SpanSink.send`."""
-        return self._sent(self._compressed(request_body(self._resource, spans)))
+    def send(self, body: bytes) -> str | None:
+        """Send a request of binary protobuf; blocks for a bounded time. Why it failed, or None."""
+        return self._sent(self._compressed(body))
 
     def _compressed(self, body: bytes) -> bytes:
         match self._to.compression:
@@ -132,6 +132,28 @@ class OtlpSink:
         with answer:  # its connection can be used again if this was all of the body
             next(answer.iter_content(_MAX_ANSWER_BYTES), None)
         return answer
+
+
+class OtlpSink:
+    """Implements `SpanSink`."""
+
+    def __init__(self, destination: Destination, resource: Resource) -> None:
+        self._sender = OtlpSender(destination)
+        self._resource = encoded_resource(resource)
+
+    def send(self, spans: Sequence[EndedSpan]) -> str | None:
+        """See `SpanSink.send`."""
+        return self._sender.send(request_body(self._resource, spans))
+
+
+def _url(environment: Mapping[str, str], signal: Signal) -> str:
+    """Raises TelemetrySettingError: the variable that was given has no URL."""
+    of_all, of_signal = "OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT"
+    variable = of_signal if environment.get(of_signal, "").strip() else of_all
+    given = environment.get(variable, "").strip() or _DEFAULT_ENDPOINT
+    if not given.startswith(("http://", "https://")):
+        raise TelemetrySettingError(f"{variable}: {given!r} cannot be used: it is no http(s):// URL")
+    return given if variable == of_signal else f"{given.rstrip('/')}/v1/{signal}"
 
 
 def _seconds(given: str) -> float:

@@ -6,15 +6,13 @@ A program that has an OpenTelemetry provider of its own keeps it: with `otel` ou
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -31,13 +29,13 @@ from app.telemetry.span_queue import QueueLimits, SpanQueue, SpanSink
 from app.telemetry.trace_context import current_ids
 from app.telemetry.tracing import SdkSpans, TelemetryKind, Tracing
 
+if TYPE_CHECKING:
+    from app.telemetry.otlp import Destination, Signal
+
 # How long what is still to be exported may hold up the end of a process.
 FLUSH_S = 2.0
 _SCOPE = "agent_runner"
 _LINES_EVERY_S = 0.2
-_TOLD_EVERY_S = 60.0
-# They say the same for each batch, and some for each span.
-_TALKATIVE = ("opentelemetry.exporter.otlp.proto.http.metric_exporter",)
 
 _ours: list[TracerProvider] = []  # at most one of a kind
 
@@ -49,12 +47,12 @@ class Telemetry:
 
     def __init__(self, kind: TelemetryKind) -> None:
         self._kind: TelemetryKind = kind
-        for name in _TALKATIVE:
-            logging.getLogger(name).addFilter(_Seldom())
         given = trace.get_tracer_provider()
         self._queue: SpanQueue | None = None
         self._push_every_s = _whole("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
         shared = kind == "otel" and isinstance(given, TracerProvider) and given not in _ours
+        if kind == "otel":
+            _destination("metrics")  # told now, and not when the first replica is up
         self._provider: trace.TracerProvider = given if shared else self._own_provider()
         if isinstance(given, trace.ProxyTracerProvider):
             trace.set_tracer_provider(self._provider)  # for the spans that tools open themselves
@@ -84,7 +82,7 @@ class Telemetry:
         # Imported with its kind: this and what it needs takes a tenth of a second.
         from app.telemetry.metrics_push import MetricsPush
 
-        return MetricsPush(metrics, self._push_every_s).close
+        return MetricsPush(metrics, self._push_every_s, _destination("metrics")).close
 
     async def flush(self, *, also: Callable[[], object] = lambda: None, within_s: float = FLUSH_S) -> None:
         """Export what has ended, as far as that takes no longer than `within_s` seconds.
@@ -109,9 +107,9 @@ class Telemetry:
         match self._kind:
             case "otel":
                 # Imported with its kind, as above.
-                from app.telemetry.otlp import Destination, OtlpSink
+                from app.telemetry.otlp import OtlpSink
 
-                return OtlpSink(Destination.of(os.environ), self.resource)
+                return OtlpSink(_destination("traces"), self.resource)
             case "console":
                 return LineSink(people_line)
             case "json":
@@ -137,6 +135,14 @@ def telemetry_of(kind: TelemetryKind) -> Telemetry:
         TelemetrySettingError: a variable of OpenTelemetry's cannot be followed.
     """
     return Telemetry(kind)
+
+
+def _destination(signal: Signal) -> Destination:
+    """Raises TelemetrySettingError: a variable of OpenTelemetry's cannot be followed."""
+    # Imported with its kind, as above.
+    from app.telemetry.otlp import Destination
+
+    return Destination.of(os.environ, signal)
 
 
 def _whole(name: str, usual: int) -> int:
@@ -172,19 +178,3 @@ async def _bounded(work: Callable[[], object], within_s: float) -> None:
 
     threading.Thread(target=run, name="telemetry-flush", daemon=True).start()
     await asyncio.wait((done,), timeout=within_s)
-
-
-class _Seldom(logging.Filter):
-    """Lets a line through that was not told for a while."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told_at = float("-inf")
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """See `logging.Filter.filter`."""
-        now = time.monotonic()
-        if now - self._told_at < _TOLD_EVERY_S:
-            return False
-        self._told_at = now
-        return True
