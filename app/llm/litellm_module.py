@@ -7,11 +7,13 @@ and its annotations are too loose for strict checking: this file is the only one
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+_LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
 # What its code reads and its own list of variables does not have.
 _NOT_LISTED: Mapping[str, Sequence[str]] = {
     "azure_ai": ("AZURE_AI_API_BASE", "AZURE_AI_API_KEY"),
@@ -66,6 +68,8 @@ def _import() -> LiteLLM:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
     module = cast("LiteLLM", import_module("litellm"))
+    for name in _LOGGERS:  # they hand their lines on as well, so each would be told twice, once in another format
+        logging.getLogger(name).handlers.clear()
     module.telemetry = False
     module.suppress_debug_info = True
     # Where a provider counts nothing, litellm would count by some tokenizer, and not say so.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import AsyncIterator
 
@@ -109,3 +110,10 @@ async def test_a_server_that_breaks_in_its_code_is_tried_again(
     server.script([Reply.error(500, "No module named 'numpy'\nTraceback (most recent call last):\n  File x.py")])
     error = await _refusal(client, "groq/llama3")
     assert (error.code, error.message) == (ModelErrorCode.SERVER_ERROR, "groq: No module named 'numpy'")
+
+
+async def test_litellm_writes_no_lines_of_its_own(client: LiteLLMClient, capfd: pytest.CaptureFixture[str]) -> None:
+    await _refusal(client, "gemini/gemini-2.0-flash")
+    logging.getLogger("LiteLLM").warning("told by whoever listens")
+    logging.getLogger("LiteLLM Router").warning("told by whoever listens")
+    assert capfd.readouterr() == ("", "")
