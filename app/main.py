@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +22,7 @@ from app.services.agent_files import AgentFileError
 from app.services.policy_modules import PolicyModuleError
 from app.settings import Settings
 from app.telemetry.logs import get_logger
+from app.telemetry.sdk_disabled import sdk_disabled
 from app.tools.errors import ToolError
 
 if TYPE_CHECKING:
@@ -62,6 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
 def _telemetry(settings: Settings) -> Telemetry | None:
     """Where traces go; ends the process where the variables of OpenTelemetry say what cannot be done."""
     if settings.telemetry == "none":
+        return None
+    if sdk_disabled(os.environ):
+        log.info("telemetry_is_off", telemetry=settings.telemetry, hint="OTEL_SDK_DISABLED is true")
         return None
     # Imported where it is switched on: a service without it does without the exporters too.
     from app.telemetry.process import telemetry_of

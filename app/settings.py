@@ -191,7 +191,9 @@ class Settings(BaseSettings):
         default="console", description="console | json."
     )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
-        default="info", description="debug | info | warning | error."
+        default="info",
+        description="debug | info | warning | error. Holds for every logger; libraries that tell of each request speak "
+        "from warning on.",
     )
     telemetry: Annotated[Literal["none", "console", "json", "otel"], BeforeValidator(_lower)] = Field(
         default="none",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import signal
 import sys
 from collections.abc import Generator
@@ -75,6 +76,7 @@ def serve(
 ) -> None:
     """Serve the HTTP API and execute runs, until SIGTERM or Ctrl-C."""
     settings = _load_settings(host=host, port=port, workers=workers)
+    _check_providers(settings)
     with (
         _signals_end_the_program(),
         listening(settings) as listener,
@@ -159,6 +161,7 @@ def _with_agents(command: str, *arguments: Path) -> None:
     # Imported here, so that the parent of worker processes does without all that an agent's definition needs.
     agents = importlib.import_module("app.cli.agents")
     settings = _load_settings()
+    _check_providers(settings)
     with _signals_end_the_program(), ready_database(settings) as ready_settings:
         try:
             asyncio.run(getattr(agents, command)(ready_settings, *arguments))
@@ -173,6 +176,22 @@ def _load_settings(**overrides: Any) -> Settings:
         raise CannotGoOn(str(error), exit_code=2) from error
     configure_logging(settings.log_format, settings.log_level)
     return settings
+
+
+def _check_providers(settings: Settings) -> None:
+    """Read the file of PROVIDERS_FILE, so that what is wrong with it is told as what is wrong with any setting.
+
+    Raises:
+        CannotGoOn: it cannot be used.
+    """
+    if settings.providers_file is None:
+        return
+    # Imported here, so that whoever has no such file does without.
+    providers = importlib.import_module("app.llm.providers_file")
+    try:
+        providers.read_providers(settings.providers_file, os.environ)
+    except providers.ProvidersFileError as error:
+        raise CannotGoOn(str(error), exit_code=2) from error
 
 
 @contextmanager

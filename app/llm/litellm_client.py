@@ -5,7 +5,7 @@ https://docs.litellm.ai/docs/providers
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from app.engine.model import ModelEvent, ModelNotice, ModelRequest
 from app.llm.chat_messages import chat_message, chat_tools, response_format
 from app.llm.completion import Completion
 from app.llm.litellm_errors import error_of_litellm
-from app.llm.litellm_module import LiteLLM, LiteLLMChunk, litellm_module
+from app.llm.litellm_module import LiteLLM, LiteLLMChunk, litellm_module, missing_variables
 from app.llm.provider_errors import Clock, utc_now
 from app.llm.structured_output import SchemaMode
 
@@ -47,7 +47,7 @@ class LiteLLMClient:
         chunks: AsyncIterator[LiteLLMChunk] | None = None
         try:
             chunks = await self._schemas.open(replace(request, settings=taken), self._send)
-            while (chunk := await self._next(chunks, provider)) is not None:
+            while (chunk := await self._next(chunks, request.model)) is not None:
                 for event in completion.take(chunk):
                     yield event
             if _ended_early(chunks):
@@ -93,17 +93,23 @@ class LiteLLMClient:
         try:
             answer = await litellm.acompletion(**arguments)
         except Exception as error:
-            raise error_of_litellm(error, provider=provider, now=self._now) from error
+            raise self._error(error, request.model) from error
         if isinstance(answer, AsyncIterator):
             return answer
         return _single(answer)
 
-    async def _next(self, chunks: AsyncIterator[LiteLLMChunk], provider: str) -> dict[str, Any] | None:
+    async def _next(self, chunks: AsyncIterator[LiteLLMChunk], model: str) -> dict[str, Any] | None:
         try:
             chunk = await anext(chunks, None)
         except Exception as error:
-            raise error_of_litellm(error, provider=provider, now=self._now) from error
+            raise self._error(error, model) from error
         return None if chunk is None else chunk.model_dump(exclude_none=True)
+
+    def _error(self, error: Exception, model: str) -> ModelError:
+        def missing() -> Sequence[str]:
+            return () if self._litellm is None else missing_variables(self._litellm, _name_of(model))
+
+        return error_of_litellm(error, provider=model.partition("/")[0], now=self._now, missing=missing)
 
     def _has_native(self, model: str, schema: Mapping[str, Any]) -> bool:
         return self._litellm is not None and self._litellm.supports_response_schema(model=_name_of(model))

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 from app.engine.errors import ModelError, ModelErrorCode, class_of_status
 from app.llm.json_values import one_line
+from app.llm.litellm_lacks import MissingVariables, lack_of, with_variables
+from app.llm.plain_words import plain_words
 from app.llm.provider_errors import Clock, message_in, retry_after_s, says_context_overflow
 
 _NAMED: Mapping[str, ModelErrorCode] = {
@@ -26,6 +28,17 @@ _NAMED: Mapping[str, ModelErrorCode] = {
     "ClientError": ModelErrorCode.CONNECTION,  # aiohttp
     "OSError": ModelErrorCode.CONNECTION,
 }
+
+# What litellm may make of a call that lacks something; it has no class of its own for it.
+_PERHAPS_UNSENT = frozenset(
+    {
+        ModelErrorCode.AUTHENTICATION,
+        ModelErrorCode.CONNECTION,
+        ModelErrorCode.SERVER_ERROR,
+        ModelErrorCode.INVALID_REQUEST,
+        ModelErrorCode.INVALID_RESPONSE,
+    }
+)
 
 # What litellm puts before the provider's own words: "litellm.RateLimitError: RateLimitError: XException - ", and for
 # some "BadRequestError - " behind it; and around them, where it shows a body as Python shows bytes.
@@ -46,12 +59,13 @@ _OLLAMA_BROKE = re.compile(r"Got unexpected response from Ollama: \{'error': (['
 _RETRY_DELAY = re.compile(r'"retryDelay":\s*"(\d+(?:\.\d+)?)s"')
 
 
-def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelError:
+def error_of_litellm(error: Exception, *, provider: str, now: Clock, missing: MissingVariables) -> ModelError:
     """Class whatever came out of litellm.
 
     Args:
         provider: the prefix of the model that was called.
         now: the clock that a Retry-After date is held against; timezone-aware.
+        missing: see `MissingVariables`; asked only about a call that lacks something.
     """
     while isinstance(inner := getattr(error, "original_exception", None), Exception):
         error = inner  # a break in mid-stream, which only wraps what broke
@@ -59,19 +73,39 @@ def error_of_litellm(error: Exception, *, provider: str, now: Clock) -> ModelErr
     whole = str(error)
     said = _unwrapped(whole)
     code = _class_of(error, status, said)
+    said = plain_words(message_in(said.encode("utf-8", "replace")))
+    if code in _PERHAPS_UNSENT:
+        code, said, status = _as_lacking(error, said, missing) or (code, said, status)
     broke = _OLLAMA_BROKE.search(whole)
     if broke is not None:
-        code, said, status = ModelErrorCode.SERVER_ERROR, broke[2], None
+        code, said, status = ModelErrorCode.SERVER_ERROR, plain_words(broke[2]), None
     key = os.environ.get(f"{provider.upper()}_API_KEY")
     if key:
         said = said.replace(key, "***")
     return ModelError(
         code,
-        f"{provider}: {one_line(message_in(said.encode())) or type(error).__name__}",
+        f"{provider}: {one_line(said) or type(error).__name__}",
         # litellm gives a connection that broke the status 500, which nobody sent.
         status=status if isinstance(status, int) and code is not ModelErrorCode.CONNECTION else None,
         retry_after_s=retry_after_s(_retry_after(error) or _delay_in(whole), now),
     )
+
+
+def _as_lacking(
+    error: Exception, said: str, missing: MissingVariables
+) -> tuple[ModelErrorCode, str, int | None] | None:
+    """The error's class, text and status where the call was not sent, or sent without a key; None otherwise.
+
+    Of a call that was never sent litellm makes up a status.
+    """
+    lack = lack_of(error, said, missing)
+    if lack is not None:
+        return (*lack, None)
+    status = getattr(error, "status_code", None)
+    if status not in (401, 403):
+        return None
+    keys = [name for name in missing() if name.endswith("_API_KEY")]
+    return (ModelErrorCode.AUTHENTICATION, with_variables(said, said, lambda: keys), status) if keys else None
 
 
 def _unwrapped(said: str) -> str:

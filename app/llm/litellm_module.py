@@ -7,10 +7,19 @@ and its annotations are too loose for strict checking: this file is the only one
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
-from collections.abc import AsyncIterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
+
+_LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
+# What its code reads and its own list of variables does not have.
+_NOT_LISTED: Mapping[str, Sequence[str]] = {
+    "azure_ai": ("AZURE_AI_API_BASE", "AZURE_AI_API_KEY"),
+    "databricks": ("DATABRICKS_API_BASE", "DATABRICKS_API_KEY"),
+    "snowflake": ("SNOWFLAKE_JWT", "SNOWFLAKE_ACCOUNT_ID"),
+}
 
 
 class LiteLLMChunk(Protocol):
@@ -35,10 +44,22 @@ class LiteLLM(Protocol):
 
     def get_supported_openai_params(self, *, model: str) -> Sequence[str] | None: ...
 
+    def validate_environment(self, *, model: str) -> Mapping[str, Any]: ...
+
 
 async def litellm_module() -> LiteLLM:
     """litellm, imported in a thread if it was not yet, so that the event loop goes on."""
     return await asyncio.to_thread(_import)
+
+
+def missing_variables(litellm: LiteLLM, model: str) -> Sequence[str]:
+    """The environment variables that a model's provider reads and that are not set; empty where litellm has no list.
+
+    Args:
+        model: as litellm names it.
+    """
+    listed: Sequence[str] = litellm.validate_environment(model=model).get("missing_keys", ())
+    return listed or [name for name in _NOT_LISTED.get(model.partition("/")[0], ()) if not os.environ.get(name)]
 
 
 def _import() -> LiteLLM:
@@ -47,6 +68,8 @@ def _import() -> LiteLLM:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     os.environ.setdefault("LITELLM_MODE", "PRODUCTION")
     module = cast("LiteLLM", import_module("litellm"))
+    for name in _LOGGERS:  # they hand their lines on as well, so each would be told twice, once in another format
+        logging.getLogger(name).handlers.clear()
     module.telemetry = False
     module.suppress_debug_info = True
     # Where a provider counts nothing, litellm would count by some tokenizer, and not say so.

@@ -12,6 +12,7 @@ from yarl import URL
 from app.engine.errors import ModelError, ModelErrorCode
 from app.llm.answer_body import AnswerBody, BodyError
 from app.llm.json_values import one_line
+from app.llm.plain_words import plain_words
 from app.llm.provider_errors import Clock, error_of_response, utc_now
 
 END_GRACE_S = 0.25
@@ -153,7 +154,7 @@ class Exchange:
 
 def _connection_error(provider: str, what: str, error: Exception, secret: str | None) -> ModelError:
     """A connection that failed, in a sentence."""
-    said = one_line(str(error), 200) or type(error).__name__
+    said = one_line(plain_words(str(error)), 200) or type(error).__name__
     return ModelError(ModelErrorCode.CONNECTION, _without(secret, f"{provider}: {what}: {said}"))
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.llm.circuit_breaker import CircuitLimits
 from app.llm.model_names import OFFLINE, litellm_prefixes
@@ -20,6 +21,7 @@ _MAX_BYTES = 1024 * 1024
 _MAX_DEPTH = 16
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,47}")
 _CIRCUIT, _LIMIT = CircuitLimits(), RateLimit()
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _HEADER_TEXT = re.compile(r"[\x21-\x7e]+")
 
 
@@ -50,12 +52,6 @@ class _Entry(_Data):
     tokens_per_minute: int | None = Field(default=None, ge=1, le=10_000_000_000)
     rate_limit_wait_s: float = Field(default=_LIMIT.wait_s, ge=0, le=3600)
     circuit_breaker: _CircuitBreaker = _CircuitBreaker()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        if self.client is None and (self.base_url is not None or self.api_key is not None):
-            raise ValueError("base_url and api_key need client: openai")
-        return self
 
 
 def read_providers(path: Path, environment: Mapping[str, str]) -> dict[str, Provider]:
@@ -89,6 +85,8 @@ def read_providers(path: Path, environment: Mapping[str, str]) -> dict[str, Prov
 def _provider(name: str, entry: _Entry, environment: Mapping[str, str]) -> Provider:
     """Raises ValueError: how the entry cannot be used, beginning with the field where it is one field's fault."""
     server = None
+    if entry.client is None and (entry.base_url is not None or entry.api_key is not None):
+        raise ValueError(_where_a_server_is_set(name))
     if entry.client is not None:
         base_url = _base_url(_value(entry.base_url, "base_url", environment))
         if base_url is None and name != "openai":
@@ -103,12 +101,30 @@ def _provider(name: str, entry: _Entry, environment: Mapping[str, str]) -> Provi
     )
 
 
+def _where_a_server_is_set(name: str) -> str:
+    """What to do instead of naming a server for a prefix that has a client already."""
+    match name:
+        case "openai":
+            return "base_url and api_key need client: openai; without it OPENAI_BASE_URL and OPENAI_API_KEY say both"
+        case "anthropic":
+            return "has no base_url or api_key here: ANTHROPIC_BASE_URL and ANTHROPIC_API_KEY say both"
+        case _ if name in litellm_prefixes():
+            return (
+                "has no base_url or api_key here: litellm reads both from variables of its own, "
+                f"such as {name.upper()}_API_KEY; a server that speaks as OpenAI's does needs client: openai"
+            )
+        case _:
+            return "base_url and api_key need client: openai"
+
+
 def _value(given: str | _FromEnvironment | None, field: str, environment: Mapping[str, str]) -> str | None:
     if not isinstance(given, _FromEnvironment):
         return given
     value = environment.get(given.env)
     if not value:
-        raise ValueError(f".{field}.env: the environment has no such variable, or an empty one")
+        # A key that was put in the variable's place stays untold.
+        named = f"{given.env} is" if _VARIABLE.fullmatch(given.env) else "the variable is"
+        raise ValueError(f".{field}.env: {named} not in the environment, or empty; what .env holds does not count")
     return value
 
 
@@ -178,22 +194,38 @@ def _check_twice(path: Path, mapping: yaml.MappingNode, depth: int) -> None:
 
 
 def _problems(name: object, error: ValidationError) -> list[str]:
-    lines: list[str] = []
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
+    told = error.errors(include_url=False, include_input=False, include_context=False)
+    # Of a field that holds a mapping only what is wrong inside of it is told.
+    mappings = {each["loc"][0] for each in told if each["loc"][1:2] == (_FromEnvironment.__name__,) and each["loc"][2:]}
+    lines: dict[str, None] = {}
+    for problem in told:
+        place, said = problem["loc"], problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        in_union = place[1:] in (("str",), (_FromEnvironment.__name__,))
+        if in_union and place[0] in mappings:
+            continue
         # pydantic names the members of a union by their types, which are not in the file.
-        steps = [str(name), *(str(step) for step in problem["loc"] if step not in ("str", _FromEnvironment.__name__))]
-        said = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-        match problem["type"]:
-            case "extra_forbidden":
-                said = "there is no such setting"
-            case "model_type":
-                said = "should have settings of its own"
-            case _:
-                pass
-        line = f"{'.'.join(steps)}: {said}"
-        if line not in lines:
-            lines.append(line)
-    return lines
+        steps = [str(step) for step in place if step not in ("str", _FromEnvironment.__name__)]
+        if problem["type"] == "extra_forbidden":
+            said = _no_such_setting(steps)
+        elif in_union:
+            said = "should be text (in quotes if it is a number), or {env: VARIABLE}"
+        elif problem["type"] == "model_type":
+            said = "should have settings of its own"
+        lines[f"{'.'.join([str(name), *steps])}: {said}"] = None
+    return list(lines)
+
+
+def _no_such_setting(steps: list[str]) -> str:
+    """Args: steps: what leads to the name that is not known, itself included."""
+    match steps[:-1]:
+        case ["circuit_breaker"]:
+            known = list(_CircuitBreaker.model_fields)
+        case [_, *_]:
+            known = list(_FromEnvironment.model_fields)
+        case _:
+            known = list(_Entry.model_fields)
+    close = get_close_matches(steps[-1], known, n=1)
+    return f"there is no such setting; {f'did you mean {close[0]}?' if close else 'there are: ' + ', '.join(known)}"
 
 
 def _unusable(path: Path, *problems: str) -> ProvidersFileError:

@@ -34,6 +34,7 @@ from app.runner.errors import InvalidArgument
 from app.runner.handle import RunHandle, RunStream
 from app.services.compaction import CompactionService, CompactThread, ThreadCompacted
 from app.settings import Settings
+from app.telemetry.sdk_disabled import sdk_disabled
 from app.telemetry.tracing import TelemetryKind
 from app.tools.operator_tools import operator_registry
 
@@ -380,7 +381,7 @@ async def _result_of(handle: RunHandle) -> AgentResult:
 
 
 def _telemetry(kind: TelemetryKind | None, *, content: bool) -> InProcess | None:
-    if kind is None:
+    if kind is None or sdk_disabled(os.environ):
         return None
     # Imported where it is asked for: most programs do without the SDK's traces.
     from app.runner.telemetry import InProcess

@@ -14,8 +14,33 @@ from structlog.typing import Processor
 LogFormat = Literal["console", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-# Libraries whose informational lines belong to the service's own story; all others speak from warning on.
-_TOLD_WITH_OURS = ("app", "alembic.runtime.migration", "uvicorn")
+# Libraries that tell of each request or connection at the level of information, by the first name of their loggers.
+_TALKATIVE = (
+    "LiteLLM",
+    "LiteLLM Proxy",
+    "LiteLLM Router",
+    "aiohttp",
+    "alembic",
+    "anyio",
+    "asyncio",
+    "asyncpg",
+    "boto3",
+    "botocore",
+    "google",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "mcp",
+    "openai",
+    "opentelemetry",
+    "requests",
+    "sqlalchemy",
+    "sse_starlette",
+    "urllib3",
+)
+# One of them whose lines belong to the service's own story.
+_TOLD_WITH_OURS = "alembic.runtime.migration"
 
 
 def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
@@ -23,7 +48,8 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
 
     Args:
         log_format: `console` for people, `json` for one JSON object a line.
-        level: The lowest level that is written.
+        level: The lowest level that is written, of whatever logger; libraries that tell of each request are heard from
+            warning on, except at `debug`.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -56,9 +82,10 @@ def configure_logging(log_format: LogFormat, level: LogLevel) -> None:
     threshold = logging.getLevelNamesMapping()[level.upper()]
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(max(threshold, logging.WARNING))
-    for name in _TOLD_WITH_OURS:
-        logging.getLogger(name).setLevel(threshold)
+    root.setLevel(threshold)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(threshold if level == "debug" else max(threshold, logging.WARNING))
+    logging.getLogger(_TOLD_WITH_OURS).setLevel(threshold)
 
 
 def redact_logs(redact: Callable[[str], str]) -> None:

@@ -13,10 +13,11 @@ from enum import StrEnum
 from typing import Generic, TypeAlias, TypeVar
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.metrics.export import MetricsData
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.util.types import Attributes
 from prometheus_client import CollectorRegistry, generate_latest
 
 from app.telemetry.histogram import Histogram
@@ -56,7 +57,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._histograms: list[Histogram] = []
         self._reader = _Reader(self._histograms, self._registry)
-        provider = MeterProvider(
+        provider = _Provider(
             (self._reader,),
             resource=resource or Resource.get_empty(),
             exemplar_filter=AlwaysOffExemplarFilter(),
@@ -225,6 +226,16 @@ class Metrics:
     def counter(self, name: str, description: str, read: Read) -> None:
         """A number that only grows; `read` is called whenever the metrics are."""
         self._meter.create_observable_counter(name, [_observing(read)], description=description)
+
+
+class _Provider(MeterProvider):
+    """Counts also where OTEL_SDK_DISABLED is true: that is about what is exported, and these numbers are read."""
+
+    def get_meter(
+        self, name: str, version: str | None = None, schema_url: str | None = None, attributes: Attributes = None
+    ) -> Meter:
+        self._disabled = False
+        return super().get_meter(name, version, schema_url, attributes)
 
 
 class _Reader(PrometheusMetricReader):

@@ -73,6 +73,8 @@ class OtlpSender:
                         reason = f"it answered {status}"
                         if status not in _RETRYABLE:
                             return reason
+                    except aiohttp.ClientConnectorError:
+                        reason = "it cannot be reached"
                     except (aiohttp.ClientError, OSError) as error:
                         reason = type(error).__name__
                     wait_s = pause_s * random.uniform(0.8, 1.2) if asked_s is None else asked_s

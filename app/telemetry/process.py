@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from importlib.metadata import version
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -23,11 +23,15 @@ from uuid_utils import uuid4
 from app.telemetry.lines import LineSink, json_line, people_line
 from app.telemetry.logs import get_logger, name_traces
 from app.telemetry.metrics import Metrics
+from app.telemetry.otlp_destination import Destination, Signal
 from app.telemetry.setting_error import TelemetrySettingError
 from app.telemetry.span import LeanTracer
 from app.telemetry.span_queue import QueueLimits, SpanQueue, SpanSink
 from app.telemetry.trace_context import current_ids
 from app.telemetry.tracing import SdkSpans, TelemetryKind, Tracing
+
+if TYPE_CHECKING:
+    from app.telemetry.otlp import OtlpSender
 
 # How long what is still to be exported may hold up the end of a process.
 FLUSH_S = 2.0
@@ -48,6 +52,8 @@ class Telemetry:
         self._queue: SpanQueue | None = None
         self._push_every_s = _whole("OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000
         shared = kind == "otel" and isinstance(given, TracerProvider) and given not in _ours
+        if kind == "otel":
+            _sender("metrics")  # told now, and not when the first replica is up
         self._provider: trace.TracerProvider = given if shared else self._own_provider()
         if isinstance(given, trace.ProxyTracerProvider):
             trace.set_tracer_provider(self._provider)  # for the spans that tools open themselves
@@ -76,11 +82,8 @@ class Telemetry:
             return lambda: None
         # Imported with its kind: this and what it needs takes a tenth of a second.
         from app.telemetry.metrics_push import MetricsPush
-        from app.telemetry.otlp import OtlpSender
-        from app.telemetry.otlp_destination import Destination
 
-        sender = OtlpSender(Destination.of(os.environ, "metrics"))
-        return MetricsPush(metrics, sender, self._push_every_s).close
+        return MetricsPush(metrics, _sender("metrics"), self._push_every_s).close
 
     async def flush(self, *, also: Callable[[], object] = lambda: None, within_s: float = FLUSH_S) -> None:
         """Export what has ended, as far as that takes no longer than `within_s` seconds.
@@ -105,10 +108,9 @@ class Telemetry:
         match self._kind:
             case "otel":
                 # Imported with its kind, as above.
-                from app.telemetry.otlp import OtlpSender, OtlpSink
-                from app.telemetry.otlp_destination import Destination
+                from app.telemetry.otlp import OtlpSink
 
-                return OtlpSink(OtlpSender(Destination.of(os.environ, "traces")), self.resource)
+                return OtlpSink(_sender("traces"), self.resource)
             case "console":
                 return LineSink(people_line)
             case "json":
@@ -134,6 +136,14 @@ def telemetry_of(kind: TelemetryKind) -> Telemetry:
         TelemetrySettingError: a variable of OpenTelemetry's cannot be followed.
     """
     return Telemetry(kind)
+
+
+def _sender(signal: Signal) -> OtlpSender:
+    """Raises TelemetrySettingError: a variable of OpenTelemetry's cannot be followed."""
+    # Imported with its kind, as above.
+    from app.telemetry.otlp import OtlpSender
+
+    return OtlpSender(Destination.of(os.environ, signal))
 
 
 def _whole(name: str, usual: int) -> int:

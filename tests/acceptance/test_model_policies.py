@@ -227,14 +227,17 @@ async def test_replicas_share_a_limit(
     assert len(other.requests()) == 4
 
 
-async def test_a_file_that_cannot_be_used_keeps_the_service_from_starting(
-    serve: Serve, settings: Settings, database_url: str, tmp_path: Path
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_file_that_cannot_be_used_keeps_the_service_from_starting_as_any_setting_does(
+    workers: str, serve: Serve, settings: Settings, database_url: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "providers.yaml"
-    file.write_text("local: {client: openai, api_key: sk-secret}", encoding="utf-8")
-    service = serve(settings(DATABASE_URL=database_url, PROVIDERS_FILE=str(file)))
-    assert service.ended() == 3
-    assert f"PROVIDERS_FILE: {file}: local.base_url: is needed" in service.stderr()
+    file.write_text("local: {client: openai, api_key: sk-secret}\nopenai: {circuit_breakr: {}}", encoding="utf-8")
+    service = serve(settings(DATABASE_URL=database_url, PROVIDERS_FILE=str(file), WORKERS=workers))
+    assert service.ended() == 2
+    first, second = service.stderr().splitlines()
+    assert first.startswith(f"agent-runner: PROVIDERS_FILE: {file}: local.base_url: is needed")
+    assert second.startswith(f"PROVIDERS_FILE: {file}: openai.circuit_breakr: there is no such setting")
     assert "sk-secret" not in service.stderr()
 
 

@@ -57,7 +57,7 @@ async def test_runs_do_not_notice_a_collector_that_fails(
     assert time.monotonic() - asked < STOP_S
     told = [line for line in service.stderr().splitlines() if "INFO" not in line and "[info" not in line]
     assert len(told) <= 4, told
-    assert not any("Traceback" in line for line in told)
+    assert not any(word in line for line in told for word in ("Traceback", "HTTPConnectionPool", "Transient error"))
 
 
 async def test_memory_stays_bounded_while_nobody_takes_the_spans(
@@ -90,6 +90,8 @@ async def test_memory_stays_bounded_while_nobody_takes_the_spans(
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "0"),
         ("OTEL_BSP_SCHEDULE_DELAY", "soon"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "collector:4317"),
     ],
 )
 async def test_a_variable_that_cannot_be_followed_is_told_and_nothing_starts(
@@ -99,6 +101,24 @@ async def test_a_variable_that_cannot_be_followed_is_told_and_nothing_starts(
     assert service.ended() == 3
     assert f"{name}: '{value}' cannot be used" in service.stderr()
     assert "Traceback" not in service.stderr()
+
+
+@pytest.mark.parametrize("telemetry", ["otel", "json"])
+async def test_nothing_is_exported_where_opentelemetry_is_told_so(
+    telemetry: str, database_url: str, settings: Settings, serve: Serve, caller: Caller, model: Model
+) -> None:
+    with Collector() as collector:
+        off = {"TELEMETRY": telemetry, "OTEL_SDK_DISABLED": "True", "OTEL_METRIC_EXPORT_INTERVAL": "50"}
+        service = serve(settings(DATABASE_URL=database_url, **{**collector.settings, **off})).ready()
+        client = caller(service)
+        await completes(client)
+        numbers = await client.http.get("/metrics")
+        service.terminate()
+        service.ended()
+        assert (collector.spans(), collector.metrics()) == ([], {})
+    assert "agent_runner_runs_claimed_total" in numbers.text
+    assert not any(line.startswith("{") for line in service.stdout().splitlines())
+    assert "telemetry_is_off" in service.stderr()
 
 
 async def test_json_is_one_line_a_span_on_standard_output(

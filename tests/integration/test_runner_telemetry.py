@@ -64,6 +64,12 @@ def test_none_writes_nothing_and_loads_no_traces_of_the_sdk() -> None:
     assert output_of(program, None) == ""
 
 
+def test_nothing_is_exported_where_opentelemetry_is_told_so() -> None:
+    with Collector() as collector:
+        output_of(ONE_RUN, "otel", OTEL_SDK_DISABLED="true", **collector.settings)
+        assert (collector.spans(), collector.metrics()) == ([], {})
+
+
 def test_otel_exports_spans_and_numbers_for_each_run_of_the_program() -> None:
     with Collector() as collector:
         twice = f"{ONE_RUN}\nasyncio.run(Runner(model_client=ScriptedModel([calls, {{'text': '5'}}]), "

@@ -9,16 +9,19 @@ from collections.abc import Generator
 import pytest
 import structlog
 
-from app.telemetry.logs import configure_logging, get_logger
+from app.telemetry.logs import LogLevel, configure_logging, get_logger
 
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Generator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in logging.root.manager.loggerDict}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name in logging.root.manager.loggerDict:
+        logging.getLogger(name).setLevel(levels.get(name, logging.NOTSET))
     structlog.reset_defaults()
 
 
@@ -47,15 +50,44 @@ def test_an_exception_is_part_of_its_line(capsys: pytest.CaptureFixture[str]) ->
     assert "ValueError: why" in json.loads(capsys.readouterr().err)["exception"]
 
 
-def test_other_libraries_speak_from_warning_on(capsys: pytest.CaptureFixture[str]) -> None:
-    configure_logging("console", "info")
-    logging.getLogger("some.library").info("noise")
-    logging.getLogger("some.library").warning("trouble")
+def test_every_logger_speaks_from_the_level_on(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "info")
+    logging.getLogger("my_tools").info("by logging")
+    structlog.get_logger().info("by structlog")
+    logging.getLogger("my_tools").debug("detail")
     get_logger("app.api").debug("detail")
-    told = capsys.readouterr().err
-    assert "trouble" in told
-    assert "noise" not in told
-    assert "detail" not in told
+    told = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["logger"]) for line in told] == [
+        ("by logging", "my_tools"),
+        ("by structlog", __name__),
+    ]
+
+
+@pytest.mark.parametrize("name", ["LiteLLM", "httpx", "mcp.client.streamable_http", "sqlalchemy.engine", "urllib3"])
+@pytest.mark.parametrize("level", ["info", "warning", "debug", "error"])
+def test_libraries_that_tell_of_each_request_speak_from_warning_on(
+    name: str, level: LogLevel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("json", level)
+    for told in (logging.INFO, logging.WARNING, logging.ERROR):
+        logging.getLogger(name).log(told, "a line")
+    heard = [json.loads(line)["level"] for line in capsys.readouterr().err.splitlines()]
+    assert (
+        heard
+        == {
+            "debug": ["info", "warning", "error"],
+            "info": ["warning", "error"],
+            "warning": ["warning", "error"],
+            "error": ["error"],
+        }[level]
+    )
+
+
+def test_migrations_are_told_though_their_library_is_talkative(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", "info")
+    logging.getLogger("alembic.runtime.migration").info("Running upgrade")
+    logging.getLogger("alembic.runtime.plugins").info("setup plugin")
+    assert [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()] == ["Running upgrade"]
 
 
 def test_vain_attempts_of_a_pool_to_connect_are_not_told(capsys: pytest.CaptureFixture[str]) -> None:

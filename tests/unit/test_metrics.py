@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from app.telemetry.metrics import Metrics, ToolOutcome
 from tests.exposition import Exposition
 
@@ -22,6 +24,15 @@ def test_runs_are_counted_by_status_with_the_time_that_they_were_active() -> Non
     assert read(metrics).value("agent_runner_runs_claimed_total") == 3
     assert read(metrics).value("agent_runner_runs_recovered_total") == 2
     assert read(metrics).value("agent_runner_lease_losses_total") == 1
+
+
+def test_numbers_are_counted_where_opentelemetry_is_told_to_export_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    metrics = Metrics()
+    metrics.lease_lost()
+    metrics.run_ended("completed", 0.5)
+    assert read(metrics).value("agent_runner_lease_losses_total") == 1
+    assert read(metrics).value("agent_runner_run_duration_seconds_count", status="completed") == 1
 
 
 def test_model_calls_carry_the_conventions_names() -> None:

@@ -143,6 +143,7 @@ async def test_a_refused_connection_is_a_connection_error(
     with pytest.raises(ModelError) as caught:
         await _events(client)
     assert (caught.value.code, caught.value.status) == (ModelErrorCode.CONNECTION, None)
+    assert "ssl:" not in caught.value.message
 
 
 async def test_closing_the_stream_closes_the_connection(server: ModelServer, client: LiteLLMClient) -> None:

@@ -302,6 +302,7 @@ async def test_a_refused_connection_is_a_connection_error() -> None:
         error = await _failure(client)
         await client.aclose()
     assert error.code is ModelErrorCode.CONNECTION
+    assert "ssl:" not in error.message
 
 
 async def test_closing_the_stream_closes_the_connection_at_once(

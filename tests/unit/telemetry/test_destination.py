@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.telemetry.otlp_destination import Destination
+from app.telemetry.otlp_destination import Destination, Signal
 from app.telemetry.setting_error import TelemetrySettingError
 
 
@@ -36,6 +36,30 @@ def test_what_is_said_of_traces_goes_before_what_is_said_of_all() -> None:
 
 def test_an_endpoint_of_traces_is_taken_as_it_is() -> None:
     assert Destination.of({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h/here"}, "traces").url == "http://h/here"
+
+
+def test_metrics_go_beside_spans_unless_that_is_said_otherwise() -> None:
+    assert Destination.of({}, "metrics").url == "http://localhost:4318/v1/metrics"
+    both = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://all/", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://h/here"}
+    assert Destination.of(both, "metrics").url == "http://h/here"
+    assert Destination.of(both, "traces").url == "http://all/v1/traces"
+    timeouts = {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "3", "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT": "4"}
+    assert Destination.of(timeouts, "metrics").timeout_s == 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "signal"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "traces"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "metrics"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "traces"),
+        ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "metrics"),
+    ],
+)
+def test_an_endpoint_that_is_no_url_is_told_as_it_was_given(name: str, signal: Signal) -> None:
+    with pytest.raises(TelemetrySettingError) as caught:
+        Destination.of({name: "collector:4317"}, signal)
+    assert str(caught.value) == f"{name}: 'collector:4317' cannot be used: it is no http(s):// URL"
 
 
 @pytest.mark.parametrize(
