@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Protocol, TypeAlias
 
 import orjson
@@ -40,6 +40,13 @@ class SearchMode(StrEnum):
 
     TEXT = "text"
     HYBRID = "hybrid"
+
+
+class WordsAlone(Enum):
+    """Why there is nothing that a query could be near to, whatever model there is."""
+
+    NO_VECTORS = auto()
+    ONLY_EXCLUDES = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +154,28 @@ class MemoryRows(Protocol):
         ...
 
     async def with_words(self, place: MemoryPlace, query: str, limit: int) -> list[MemoryRecord]:
-        """Memories that have words of the query, best first; those that have all of them go before the others."""
+        """Memories that have words of the query, best first; those that have all of them go before the others.
+
+        `-word` and `-"a phrase"` exclude who has them, and then each of the other words has to be there.
+        """
         ...
 
-    async def compares_vectors(self) -> bool:
-        """Whether `nearest` works here now."""
+    async def words_alone(self, query: str) -> WordsAlone | None:
+        """Why `nearest` has no answer to a query here now; None where it has."""
         ...
 
-    async def nearest(self, place: MemoryPlace, model: str, vector: Vector, limit: int) -> list[MemoryRecord]:
-        """Memories by the cosine of their embedding and a vector of the same model, nearest first."""
+    async def nearest(
+        self, place: MemoryPlace, query: str, model: str, vector: Vector, limit: int
+    ) -> list[MemoryRecord]:
+        """Memories by the cosine of their embedding and a vector of the same model, nearest first.
+
+        Args:
+            query: what it excludes, as in `with_words`, is left out. Nothing else of it counts here.
+        """
+        ...
+
+    async def comparable(self, place: MemoryPlace, model: str, dimensions: int) -> bool:
+        """Whether any memory of the place has an embedding of that model and length."""
         ...
 
     async def embed(self, memory: Unembedded, model: str, vector: Vector | None) -> bool:
