@@ -5,6 +5,7 @@ A memory is a JSON value under a key in a namespace, with the text that it is fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,12 +28,18 @@ MAX_DIMENSIONS = 16_000
 
 _NAME = r"[^/\x00-\x20\x7f-\xa0]+"
 NAMESPACE_PATTERN = rf"^{_NAME}(/{_NAME})*$"
+_NAMESPACE = re.compile(NAMESPACE_PATTERN)
 KEY_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Vector: TypeAlias = Sequence[float]
 
 # Reciprocal rank fusion: https://plg.uwaterloo.ca/~gvcormac/cormacksigir09-rrf.pdf, with the paper's constant.
 _FUSION = 60
+
+
+class MemoryRefused(ValueError):
+    """What is asked of a run's memories cannot be; the text says why, to whoever asks."""
 
 
 class SearchMode(StrEnum):
@@ -235,13 +242,13 @@ class AgentMemories:
     place: MemoryPlace
 
     async def remember(self, text: str, key: str) -> MemoryRecord:
-        """Raises: ValueError, the text cannot be stored."""
+        """Raises: MemoryRefused, the text or the key cannot be stored."""
         _check_storable(text)
         _check_storable(key)
         return (await self.memories.put(self.place, NewMemory.of(key, text))).record
 
     async def recall(self, query: str, limit: int) -> Found:
-        """Raises: ValueError, no text that is stored can be like this."""
+        """Raises: MemoryRefused, no text that is stored can be like this."""
         _check_storable(query)
         return await self.memories.search(self.place, query, limit)
 
@@ -258,10 +265,26 @@ def fused(rankings: Sequence[Sequence[MemoryRecord]], limit: int) -> tuple[Found
     return tuple(FoundMemory(records[key], scores[key]) for key in best)
 
 
+def checked_namespace(namespace: str) -> str:
+    """Raises: ValueError, it is no namespace. Its length is not looked at."""
+    if _NAMESPACE.fullmatch(namespace) is None:
+        raise ValueError(
+            "should be names without spaces and control characters, with single slashes between them, as in users/42"
+        )
+    return namespace
+
+
+def checked_key(key: str) -> str:
+    """Raises: ValueError, no memory can have this key. Its length is not looked at."""
+    if _CONTROL.search(key) is not None:
+        raise ValueError("should have no control characters, such as line breaks")
+    return key
+
+
 def _check_storable(text: str) -> None:
     if "\0" in text:
-        raise ValueError("a NUL character cannot be stored; leave it out")
+        raise MemoryRefused("a NUL character cannot be stored; leave it out")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair cannot be stored; leave it out") from None
+        raise MemoryRefused("half of a surrogate pair cannot be stored; leave it out") from None
