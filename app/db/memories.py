@@ -20,6 +20,7 @@ from app.engine.memories import (
     PutMemory,
     Unembedded,
     Vector,
+    WordsAlone,
 )
 
 _COLUMNS = "namespace, key, value, text, embedding_model, created_at, updated_at"
@@ -37,25 +38,50 @@ _GET = f"SELECT {_COLUMNS} FROM memories WHERE tenant_id = $1 AND namespace = $2
 _PAGE = f"""
 SELECT {_COLUMNS} FROM memories WHERE tenant_id = $1 AND namespace = $2 AND key > $3 ORDER BY key LIMIT $4"""
 
+# A query as it is read: `telling` without stop words, `whole` with them, of that what it excludes as a query of its own
+# (null where it excludes nothing) and how many words it asks for. In the text of a query, words stand in quotes, an
+# excluded phrase in parentheses without others inside, and `--word`, which asks for the word, as !!'word'.
+_WORD = "'(?:[^']|'')*'"
+_PARTS = rf"!!|!({_WORD}|\( (?:{_WORD}|[^'()])+\))|({_WORD})"
+_READ = f"""
+read AS (
+    SELECT telling, whole, excluded, wants
+    FROM (SELECT websearch_to_tsquery('english', $3) AS telling, websearch_to_tsquery('memory_words', $3) AS whole) q,
+         LATERAL (SELECT string_agg(part[1], ' | ')::tsquery AS excluded, count(part[2]) AS wants
+                  FROM regexp_matches(whole::text, $${_PARTS}$$, 'g') AS part) p)"""
+
 # All words of a query are too many for a sentence: any of them will do, and who has all goes first. In the text of a
 # query an operator stands between spaces, which no word has in it. Where words are excluded, each of the others has to
 # be there.
 _WITH_WORDS = f"""
-WITH asked AS (
-    SELECT CASE WHEN numnode(telling) = 0 OR strpos(whole::text, '!') > 0 THEN whole ELSE telling END AS every
-    FROM (SELECT websearch_to_tsquery('english', $3) AS telling, websearch_to_tsquery('memory_words', $3) AS whole) q),
+WITH {_READ},
+asked AS (
+    SELECT CASE WHEN numnode(telling) = 0 OR excluded IS NOT NULL THEN whole ELSE telling END AS every, excluded
+    FROM read),
 wanted AS (
-    SELECT every, CASE WHEN strpos(every::text, '!') > 0 THEN every
+    SELECT every, CASE WHEN excluded IS NOT NULL THEN every
                        ELSE replace(every::text, ' & ', ' | ')::tsquery END AS some
     FROM asked)
 SELECT {_COLUMNS} FROM wanted, memories m
 WHERE m.tenant_id = $1 AND m.namespace = $2 AND m.words @@ wanted.some
 ORDER BY m.words @@ wanted.every DESC, ts_rank(m.words, wanted.some, 1) DESC, m.updated_at DESC, m.key LIMIT $4"""
 
+# `vector` may be installed, or dropped, while the service runs.
+_WORDS_ALONE = f"""
+WITH {_READ.replace("$3", "$1")}
+SELECT to_regtype('vector') IS NULL AS no_vectors, excluded IS NOT NULL AND wants = 0 AS only_excludes FROM read"""
+
+# Without anything excluded the words are not even fetched: the operator is strict.
 _NEAREST = f"""
-SELECT {_COLUMNS} FROM memories
-WHERE tenant_id = $1 AND namespace = $2 AND embedding_model = $3 AND cardinality(embedding) = $4
-ORDER BY embedding::vector <=> $5::real[]::vector, key LIMIT $6"""
+WITH {_READ}
+SELECT {_COLUMNS} FROM read, memories m
+WHERE m.tenant_id = $1 AND m.namespace = $2 AND m.embedding_model = $4 AND cardinality(m.embedding) = $5
+  AND (m.words @@ read.excluded) IS NOT TRUE
+ORDER BY m.embedding::vector <=> $6::real[]::vector, m.key LIMIT $7"""
+
+_COMPARABLE = """
+SELECT EXISTS (SELECT FROM memories WHERE tenant_id = $1 AND namespace = $2 AND embedding_model = $3
+               AND cardinality(embedding) = $4)"""
 
 _EMBED = """
 UPDATE memories SET embedding = $5, embedding_model = $6
@@ -101,14 +127,23 @@ class PostgresMemoryRows:
     async def with_words(self, place: MemoryPlace, query: str, limit: int) -> list[MemoryRecord]:
         return await self._records(_WITH_WORDS, place.tenant_id, place.namespace, query, limit)
 
-    async def compares_vectors(self) -> bool:
-        # Asked each time: the extension may be installed, or dropped, while the service runs.
+    async def words_alone(self, query: str) -> WordsAlone | None:
         async with self._database.connection() as connection:
-            return bool(await connection.fetchval("SELECT to_regtype('vector') IS NOT NULL"))
+            row = await connection.fetchrow(_WORDS_ALONE, query)
+        assert row is not None
+        if row["no_vectors"]:
+            return WordsAlone.NO_VECTORS
+        return WordsAlone.ONLY_EXCLUDES if row["only_excludes"] else None
 
-    async def nearest(self, place: MemoryPlace, model: str, vector: Vector, limit: int) -> list[MemoryRecord]:
-        found = (place.tenant_id, place.namespace, model, len(vector), vector, limit)
+    async def nearest(
+        self, place: MemoryPlace, query: str, model: str, vector: Vector, limit: int
+    ) -> list[MemoryRecord]:
+        found = (place.tenant_id, place.namespace, query, model, len(vector), vector, limit)
         return await self._records(_NEAREST, *found)
+
+    async def comparable(self, place: MemoryPlace, model: str, dimensions: int) -> bool:
+        async with self._database.connection() as connection:
+            return bool(await connection.fetchval(_COMPARABLE, place.tenant_id, place.namespace, model, dimensions))
 
     async def embed(self, memory: Unembedded, model: str, vector: Vector | None) -> bool:
         async with self._database.connection() as connection:

@@ -52,9 +52,9 @@ def wanted(state: RunState, reason: CompactionReason, *, opened: bool, problem: 
 
 
 def overflowed(state: RunState, error: ModelError) -> Transition:
-    """The provider says that the conversation is too long: it is compacted, and the call is made once more."""
+    """The provider says that the conversation is too long: if it can be compacted, the call is made once more."""
     data = {"code": WarningCode.CONTEXT_OVERFLOW, "problem": error.message}
-    said = "the conversation is too long for the model: it is compacted, and the call is made once more"
+    said = "the conversation is too long for the model: if it can be compacted, the call is made once more"
     compacts = wanted(state, CompactionReason.CONTEXT_OVERFLOW, opened=True, problem=error.message)
     return Transition(compacts, (Event(EventType.WARNING, state.step, data, message=said),))
 

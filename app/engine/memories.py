@@ -5,10 +5,11 @@ A memory is a JSON value under a key in a namespace, with the text that it is fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import Protocol, TypeAlias
 
 import orjson
@@ -27,7 +28,9 @@ MAX_DIMENSIONS = 16_000
 
 _NAME = r"[^/\x00-\x20\x7f-\xa0]+"
 NAMESPACE_PATTERN = rf"^{_NAME}(/{_NAME})*$"
+_NAMESPACE = re.compile(NAMESPACE_PATTERN)
 KEY_PATTERN = r"^[^\x00-\x1f\x7f]+$"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 Vector: TypeAlias = Sequence[float]
 
@@ -35,11 +38,22 @@ Vector: TypeAlias = Sequence[float]
 _FUSION = 60
 
 
+class MemoryRefused(ValueError):
+    """What is asked of a run's memories cannot be; the text says why, to whoever asks."""
+
+
 class SearchMode(StrEnum):
     """How a search was done: by words alone, or by words and by meaning."""
 
     TEXT = "text"
     HYBRID = "hybrid"
+
+
+class WordsAlone(Enum):
+    """Why there is nothing that a query could be near to, whatever model there is."""
+
+    NO_VECTORS = auto()
+    ONLY_EXCLUDES = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,15 +161,28 @@ class MemoryRows(Protocol):
         ...
 
     async def with_words(self, place: MemoryPlace, query: str, limit: int) -> list[MemoryRecord]:
-        """Memories that have words of the query, best first; those that have all of them go before the others."""
+        """Memories that have words of the query, best first; those that have all of them go before the others.
+
+        `-word` and `-"a phrase"` exclude who has them, and then each of the other words has to be there.
+        """
         ...
 
-    async def compares_vectors(self) -> bool:
-        """Whether `nearest` works here now."""
+    async def words_alone(self, query: str) -> WordsAlone | None:
+        """Why `nearest` has no answer to a query here now; None where it has."""
         ...
 
-    async def nearest(self, place: MemoryPlace, model: str, vector: Vector, limit: int) -> list[MemoryRecord]:
-        """Memories by the cosine of their embedding and a vector of the same model, nearest first."""
+    async def nearest(
+        self, place: MemoryPlace, query: str, model: str, vector: Vector, limit: int
+    ) -> list[MemoryRecord]:
+        """Memories by the cosine of their embedding and a vector of the same model, nearest first.
+
+        Args:
+            query: what it excludes, as in `with_words`, is left out. Nothing else of it counts here.
+        """
+        ...
+
+    async def comparable(self, place: MemoryPlace, model: str, dimensions: int) -> bool:
+        """Whether any memory of the place has an embedding of that model and length."""
         ...
 
     async def embed(self, memory: Unembedded, model: str, vector: Vector | None) -> bool:
@@ -215,13 +242,13 @@ class AgentMemories:
     place: MemoryPlace
 
     async def remember(self, text: str, key: str) -> MemoryRecord:
-        """Raises: ValueError, the text cannot be stored."""
+        """Raises: MemoryRefused, the text or the key cannot be stored."""
         _check_storable(text)
         _check_storable(key)
         return (await self.memories.put(self.place, NewMemory.of(key, text))).record
 
     async def recall(self, query: str, limit: int) -> Found:
-        """Raises: ValueError, no text that is stored can be like this."""
+        """Raises: MemoryRefused, no text that is stored can be like this."""
         _check_storable(query)
         return await self.memories.search(self.place, query, limit)
 
@@ -238,10 +265,26 @@ def fused(rankings: Sequence[Sequence[MemoryRecord]], limit: int) -> tuple[Found
     return tuple(FoundMemory(records[key], scores[key]) for key in best)
 
 
+def checked_namespace(namespace: str) -> str:
+    """Raises: ValueError, it is no namespace. Its length is not looked at."""
+    if _NAMESPACE.fullmatch(namespace) is None:
+        raise ValueError(
+            "should be names without spaces and control characters, with single slashes between them, as in users/42"
+        )
+    return namespace
+
+
+def checked_key(key: str) -> str:
+    """Raises: ValueError, no memory can have this key. Its length is not looked at."""
+    if _CONTROL.search(key) is not None:
+        raise ValueError("should have no control characters, such as line breaks")
+    return key
+
+
 def _check_storable(text: str) -> None:
     if "\0" in text:
-        raise ValueError("a NUL character cannot be stored; leave it out")
+        raise MemoryRefused("a NUL character cannot be stored; leave it out")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("half of a surrogate pair cannot be stored; leave it out") from None
+        raise MemoryRefused("half of a surrogate pair cannot be stored; leave it out") from None

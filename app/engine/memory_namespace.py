@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from app.engine.agent import PLACEHOLDER, AgentDefinition, value_at
-from app.engine.memories import MAX_NAMESPACE_CHARS
+from app.engine.memories import MAX_NAMESPACE_CHARS, MemoryRefused
 
 _USER_ID = "user_id"
 # Besides letters, digits, `_`, `.`, `-` and `~`. A slash would lead out of its place, and a percent sign make one name
@@ -15,7 +15,7 @@ _USER_ID = "user_id"
 _AS_THEY_ARE = "@:+,="
 
 
-class NoNamespace(ValueError):
+class NoNamespace(MemoryRefused):
     """A run lacks what its agent's memories are kept by; the text says what."""
 
 

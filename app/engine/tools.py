@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from app.engine.effects import ToolEffect
-from app.engine.memories import AgentMemories
+from app.engine.memories import AgentMemories, MemoryRefused
 from app.engine.tool_definitions import Toolbox
 
 DEFAULT_TTL_S = 3600.0
@@ -51,7 +51,7 @@ def _nobody_listens(_message: str, _data: Any) -> None:
 
 def no_memories() -> AgentMemories:
     """Of a call that no run has made."""
-    raise ValueError("there are no memories outside of a run")
+    raise MemoryRefused("there are no memories outside of a run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class ToolInvocation:
         sanitize: whether what the model reads is neutralised and fenced as untrusted data.
         sandbox: the name of the operator's profile that bounds the call; None for none.
         progress: tells readers of the run how far the call is (a message, and JSON data or None); from any thread.
-        memories: finds the memories of the run's namespace; raises ValueError if it has none.
+        memories: finds the memories of the run's namespace; raises MemoryRefused if it has none.
     """
 
     run_id: str

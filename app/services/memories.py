@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from app.db.conflicts import NotNow
 from app.engine.errors import ModelError
@@ -20,6 +21,7 @@ from app.engine.memories import (
     SearchMode,
     Unembedded,
     Vector,
+    WordsAlone,
     fused,
 )
 from app.engine.store_errors import StoreUnavailable, reason_of
@@ -35,6 +37,7 @@ _MOST_DELETED = 100 * _DELETED_AT_ONCE
 
 _NO_MODEL = "no embedding model is set"
 _NO_PGVECTOR = "the database has no pgvector"
+_ONLY_EXCLUDES = "the query only excludes, and asks for nothing that a memory could be near to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +116,28 @@ class MemoryService:
         """The memories nearest to a query, or why there are none to be had."""
         if self._embedder is None:
             return _NO_MODEL
-        if not await self._rows.compares_vectors():
-            return _NO_PGVECTOR
-        vector = await self._embedded(self._embedder, query)
+        match await self._rows.words_alone(query):
+            case None:
+                return await self._nearest(self._embedder, place, query)
+            case WordsAlone.NO_VECTORS:
+                return _NO_PGVECTOR
+            case WordsAlone.ONLY_EXCLUDES:
+                return _ONLY_EXCLUDES
+            case _ as never:
+                assert_never(never)
+
+    async def _nearest(self, embedder: Embedder, place: MemoryPlace, query: str) -> Sequence[MemoryRecord] | str:
+        vector = await self._embedded(embedder, query)
         if isinstance(vector, str):
             return vector
         try:
-            return await self._rows.nearest(place, self._embedder.model, vector, _DEPTH)
+            near = await self._rows.nearest(place, query, embedder.model, vector, _DEPTH)
         except NotNow as error:
             return str(error)
+        # None may be near because the query excludes them all; that is an answer.
+        if near or await self._rows.comparable(place, embedder.model, len(vector)):
+            return near
+        return f"no memory of this namespace has an embedding of {embedder.model} yet"
 
     async def _embedded(self, embedder: Embedder, text: str) -> Vector | str:
         """The embedding of a text, or why there is none."""

@@ -38,6 +38,24 @@ class ThreadRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadSummary:
+    """The summary that runs see in the place of a thread's messages up to `upto_seq`. `purged`: these are deleted."""
+
+    upto_seq: int
+    summary: str
+    purged: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadDetail:
+    """A thread, and the summary that stands in it now, if one does."""
+
+    thread: ThreadRecord
+    compaction: ThreadSummary | None
+
+
+@dataclass(frozen=True, slots=True)
 class MessageRecord:
     """A message of a thread. `run_id` is None for messages appended by hand.
 
@@ -103,10 +121,15 @@ class ThreadService:
             await _remember(session, tenant_id, idempotency_key, {"thread_id": thread_id})
             return ThreadMade(await _thread(session, tenant_id, thread_id))
 
-    async def get(self, thread_id: str, *, tenant_id: str = "") -> ThreadRecord:
+    async def get(self, thread_id: str, *, tenant_id: str = "") -> ThreadDetail:
         """Raises: NotFound."""
         async with self._database.session() as session:
-            return await _thread(session, tenant_id, thread_id)
+            thread = await threads.get(session, tenant_id, thread_id)
+            if thread is None:
+                raise _no_thread(thread_id)
+            made = await threads.compaction(session, thread.thread_key)
+        summary = None if made is None else ThreadSummary(made.upto_seq, made.summary, made.purged, made.created_at)
+        return ThreadDetail(_record(thread), summary)
 
     async def list(
         self, metadata: Mapping[str, str], cursor: str | None, limit: int, *, tenant_id: str = ""

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from app.engine.memories import MemoryRefused
 from app.engine.tools import Deferral, ToolInvocation
 from app.telemetry.logs import get_logger
 from app.tools.callable_tool import CallableTool
@@ -174,6 +175,9 @@ class ToolExecutor:
                 return error
             case CallError(message=message, details=details):
                 return HandlerError(message, details)
+            case MemoryRefused():
+                # A mistake of the caller's or the model's: there is nothing to look for in the tool.
+                return HandlerError(raised.message(self._writer.redacted))
             case _:
                 self._log_raised("tool_raised", raised, tool, invocation)
                 return HandlerError(raised.summarised(self._writer.redacted))

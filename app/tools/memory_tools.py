@@ -5,10 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import orjson
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from app.engine.effects import ToolEffect
-from app.engine.memories import KEY_PATTERN, MAX_KEY_CHARS, MAX_QUERY_CHARS, MAX_TEXT_CHARS, MemoryRecord
+from app.engine.memories import (
+    KEY_PATTERN,
+    MAX_KEY_CHARS,
+    MAX_QUERY_CHARS,
+    MAX_TEXT_CHARS,
+    MemoryRecord,
+    checked_key,
+)
 from app.engine.timestamp import timestamp
 from app.tools.function_tool import tool
 from app.tools.tool_context import ToolContext
@@ -16,7 +23,11 @@ from app.tools.tool_context import ToolContext
 _MAX_RECALLED = 20
 
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS, examples=["Prefers a window seat."])]
-_Key = Annotated[str, Field(max_length=MAX_KEY_CHARS, pattern=KEY_PATTERN, examples=["seat"])]
+_Key = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_KEY_CHARS, examples=["seat"], json_schema_extra={"pattern": KEY_PATTERN}),
+    AfterValidator(checked_key),
+]
 _Query = Annotated[str, Field(min_length=1, max_length=MAX_QUERY_CHARS)]
 
 

@@ -26,7 +26,8 @@ class ToolContext:
         metadata: the run's metadata, a copy likewise.
         sandbox: the name of the operator's profile that bounds the agent's calls, or None.
         secrets: those that the tool declared with `@tool(secrets=[...])`, by name.
-        memories: gives the memories of the run's namespace; raises ValueError if the run lacks what they are kept by.
+        memories: gives the memories of the run's namespace; raises MemoryRefused if the run lacks what they are kept
+            by; left to itself, that is what the model reads.
     """
 
     run_id: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -54,6 +55,34 @@ async def test_a_thread_is_compacted_on_request_and_later_runs_see_the_summary(c
     seen = contents(model.messages())
     assert "They counted to four." in seen[-5]
     assert seen[-4:] == ["Answer 2.", "Question 3?", "Answer 3.", "And now?"]
+
+
+async def test_a_thread_says_which_summary_stands_in_it_now(client: Client, model: Model) -> None:
+    async def standing(thread_id: str) -> Json | None:
+        return (await client.http.get(f"/threads/{thread_id}")).json()["compaction"]
+
+    await conversation(client, model, "told", 3)
+    assert await standing("told") is None
+    seqs = [message["seq"] for message in await client.messages("told")]
+    for text, keep_last, purge in (("They began.", 4, False), ("They went on.", 1, True)):
+        model.script(Reply(text=text))
+        await compacted(client, "told", keep_last=keep_last, purge=purge)
+        told = await standing("told")
+        assert told is not None
+        assert (told["summary"], told["upto_seq"], told["purged"]) == (text, seqs[-keep_last - 1], purge)
+        assert datetime.fromisoformat(told["created_at"]).utcoffset() == timedelta(0)
+    await client.http.post("/threads/told/copy", json={"thread_id": "told-copy"})
+    assert await standing("told-copy") == told
+    assert all("compaction" not in thread for thread in (await client.http.get("/threads")).json()["items"])
+
+
+async def test_the_summary_of_a_run_stands_in_its_thread(client: Client, model: Model) -> None:
+    await conversation(client, model, "of-a-run", 3)
+    model.script(OVERFLOW, Reply(text="They spoke."), Reply(text="Here I am."))
+    run = await client.create_and_wait(agent=an_agent(), thread_id="of-a-run", input="Still there?")
+    (event,) = of_type(await client.events(run["run_id"]), "thread_compacted")
+    told = (await client.http.get("/threads/of-a-run")).json()["compaction"]
+    assert (told["summary"], told["upto_seq"]) == ("They spoke.", event["data"]["upto_seq"])
 
 
 async def test_a_short_thread_is_left_as_it_is_and_no_model_is_asked(client: Client, model: Model) -> None:

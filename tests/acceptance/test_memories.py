@@ -51,7 +51,7 @@ async def test_what_a_run_remembers_a_later_one_recalls_on_any_replica_and_for_i
 async def test_a_run_without_a_user_remembers_nothing_that_others_could_read(client: Client, model: Model) -> None:
     call = await told(client, model, "remember", {"text": "Wants the aisle seat."})
     assert not call["success"]
-    assert "no user_id" in call["error"]
+    assert call["error"].startswith("this agent's memories are kept for each user, and the run has no user_id")
 
 
 async def test_a_namespace_is_filled_from_the_run_and_not_by_the_model(client: Client, model: Model) -> None:

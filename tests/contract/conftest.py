@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.db.database import Database
+from app.db.memories import PostgresMemoryRows
+from app.db.memory import InMemoryRows
+from app.engine.memories import MemoryRows
 from app.engine.ports import RunStore, ThreadStore
 from tests.conftest import fresh_database, server_with_template
 from tests.contract.stores import Subject, memory_subject, postgres_subject
@@ -53,3 +56,32 @@ def store(subject: Subject) -> RunStore:
 @pytest.fixture
 def threads(subject: Subject) -> ThreadStore:
     return subject.threads
+
+
+@pytest.fixture
+def in_memory() -> MemoryRows:
+    return InMemoryRows()
+
+
+@pytest.fixture
+def in_postgres(database: Database) -> MemoryRows:
+    return PostgresMemoryRows(database)
+
+
+@pytest.fixture
+async def in_oldest_postgres(oldest_server: str) -> AsyncIterator[MemoryRows]:
+    async with fresh_database(oldest_server) as url:
+        database = await Database.connect(url)
+        yield PostgresMemoryRows(database)
+        await database.close()
+
+
+@pytest.fixture(params=["in_memory", "in_postgres", *(["in_oldest_postgres"] if OLDEST_POSTGRES.exists() else [])])
+def rows(request: pytest.FixtureRequest) -> MemoryRows:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["in_memory", "in_postgres"])
+def comparing(request: pytest.FixtureRequest) -> MemoryRows:
+    """Those that compare vectors on every machine."""
+    return request.getfixturevalue(request.param)

@@ -3,51 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from app.db.database import Database
-from app.db.memories import PostgresMemoryRows
-from app.db.memory import InMemoryRows
-from app.engine.memories import MemoryPlace, MemoryRecord, MemoryRows, NewMemory, Unembedded
-from tests.conftest import fresh_database
-from tests.contract.conftest import OLDEST_POSTGRES
+from app.engine.memories import MemoryPlace, MemoryRecord, MemoryRows, NewMemory, Unembedded, WordsAlone
 
 PLACE = MemoryPlace("", "users/42")
 MODEL = "a-model"
-
-
-@pytest.fixture
-def in_memory() -> MemoryRows:
-    return InMemoryRows()
-
-
-@pytest.fixture
-def in_postgres(database: Database) -> MemoryRows:
-    return PostgresMemoryRows(database)
-
-
-@pytest.fixture
-async def in_oldest_postgres(oldest_server: str) -> AsyncIterator[MemoryRows]:
-    async with fresh_database(oldest_server) as url:
-        database = await Database.connect(url)
-        yield PostgresMemoryRows(database)
-        await database.close()
-
-
-@pytest.fixture(
-    params=["in_memory", "in_postgres", *(["in_oldest_postgres"] if Path(OLDEST_POSTGRES).exists() else [])]
-)
-def rows(request: pytest.FixtureRequest) -> MemoryRows:
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(params=["in_memory", "in_postgres"])
-def comparing(request: pytest.FixtureRequest) -> MemoryRows:
-    """Those that compare vectors on every machine."""
-    return request.getfixturevalue(request.param)
 
 
 def keys(records: list[MemoryRecord]) -> list[str]:
@@ -108,7 +70,7 @@ async def test_nothing_is_seen_from_another_tenant_or_namespace(comparing: Memor
     assert str(PLACE) in mine.text
     assert await comparing.page(PLACE, "", 10) == [mine]
     assert await comparing.with_words(PLACE, "window", 10) == [mine]
-    assert await comparing.nearest(PLACE, MODEL, [1.0, 0.0], 10) == [mine]
+    assert await comparing.nearest(PLACE, "x", MODEL, [1.0, 0.0], 10) == [mine]
     assert await comparing.delete_some(PLACE, 10) == 1
     assert [len(await comparing.page(place, "", 10)) for place in others] == [1, 1, 1]
     assert not await comparing.delete(PLACE, "seat")
@@ -134,10 +96,79 @@ async def test_vectors_are_ordered_by_their_cosine_within_a_model_and_a_length(c
     for key, vector in {**vectors, "longer": [1.0, 0.0, 0.0], "other": [1.0, 0.0], "none": None}.items():
         await put(comparing, key, "x")
         assert await comparing.embed(Unembedded(PLACE, key, "x"), "b-model" if key == "other" else MODEL, vector)
-    assert await comparing.compares_vectors()
-    assert keys(await comparing.nearest(PLACE, MODEL, [2.0, 0.0], 10)) == list(vectors)
-    assert keys(await comparing.nearest(PLACE, MODEL, [2.0, 0.0], 2)) == ["same", "near"]
-    assert keys(await comparing.nearest(PLACE, "b-model", [2.0, 0.0], 10)) == ["other"]
+    assert await comparing.words_alone("x") is None
+    assert keys(await comparing.nearest(PLACE, "x", MODEL, [2.0, 0.0], 10)) == list(vectors)
+    assert keys(await comparing.nearest(PLACE, "x", MODEL, [2.0, 0.0], 2)) == ["same", "near"]
+    assert keys(await comparing.nearest(PLACE, "x", "b-model", [2.0, 0.0], 10)) == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("query", "left"),
+    [
+        ("tea", ["green", "black", "dog"]),
+        ("tea -coffee", ["green", "dog"]),
+        ("likes -coffee -dog", ["green"]),
+        ('tea -"green tea"', ["black", "dog"]),
+        ('tea -"tea green"', ["green", "black", "dog"]),
+        ('tea -"', ["green", "black", "dog"]),
+        ("-coffee", ["green", "dog"]),
+        ("tea-coffee", ["green", "black", "dog"]),
+        ("coffee or tea -coffee", ["green", "dog"]),
+        ("-(coffee", ["green", "dog"]),
+    ],
+)
+async def test_what_a_query_excludes_is_not_near(comparing: MemoryRows, query: str, left: list[str]) -> None:
+    texts = {"green": "Likes green tea.", "black": "Likes tea, and coffee.", "dog": "Likes a dog!"}
+    for key, text in texts.items():
+        await put(comparing, key, text)
+        assert await comparing.embed(Unembedded(PLACE, key, text), MODEL, [1.0, 0.0])
+    assert sorted(keys(await comparing.nearest(PLACE, query, MODEL, [1.0, 0.0], 10))) == sorted(left)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("likes -coffee", ["dog", "green"]),
+        ("green likes -coffee", ["green"]),
+        ("-coffee", ["dog", "green"]),
+        ('tea -"green tea"', ["black"]),
+        ("coffee -coffee", []),
+    ],
+)
+async def test_what_a_query_excludes_is_not_found_and_each_other_word_has_to_be_there(
+    rows: MemoryRows, query: str, found: list[str]
+) -> None:
+    texts = {"green": "Likes green tea.", "black": "Likes tea, and coffee.", "dog": "Likes a dog!"}
+    for key, text in texts.items():
+        await put(rows, key, text)
+    assert sorted(keys(await rows.with_words(PLACE, query, 10))) == found
+
+
+@pytest.mark.parametrize(
+    ("query", "only"),
+    [
+        ("-tea", True),
+        ('-tea -"green tea"', True),
+        ('-"see http://b.example/c(d)!e it\'s" -tea', True),
+        ("-tea coffee", False),
+        ("coffee -tea", False),
+        ("", False),
+        ("!!", False),
+        ("-", False),
+    ],
+)
+async def test_a_query_that_only_excludes_is_told(comparing: MemoryRows, query: str, only: bool) -> None:
+    assert await comparing.words_alone(query) == (WordsAlone.ONLY_EXCLUDES if only else None)
+
+
+async def test_vectors_of_another_model_or_length_or_place_are_not_comparable(comparing: MemoryRows) -> None:
+    await put(comparing, "seat", "window")
+    assert not await comparing.comparable(PLACE, MODEL, 2)
+    assert await comparing.embed(Unembedded(PLACE, "seat", "window"), MODEL, [1.0, 0.0])
+    assert await comparing.comparable(PLACE, MODEL, 2)
+    assert not await comparing.comparable(PLACE, MODEL, 3)
+    assert not await comparing.comparable(PLACE, "b-model", 2)
+    assert not await comparing.comparable(MemoryPlace("", "users/43"), MODEL, 2)
 
 
 async def test_an_embedding_stays_with_its_text_and_goes_with_it(comparing: MemoryRows) -> None:
@@ -145,10 +176,10 @@ async def test_an_embedding_stays_with_its_text_and_goes_with_it(comparing: Memo
     assert await comparing.embed(Unembedded(PLACE, "seat", "window"), MODEL, [1.0])
     same = (await comparing.put(PLACE, NewMemory.of("seat", {"now": "an object"}, "window"))).record
     assert same.embedding_model == MODEL
-    assert keys(await comparing.nearest(PLACE, MODEL, [1.0], 10)) == ["seat"]
+    assert keys(await comparing.nearest(PLACE, "x", MODEL, [1.0], 10)) == ["seat"]
     other = await put(comparing, "seat", "aisle")
     assert other.embedding_model is None
-    assert await comparing.nearest(PLACE, MODEL, [1.0], 10) == []
+    assert await comparing.nearest(PLACE, "x", MODEL, [1.0], 10) == []
 
 
 async def test_an_embedding_of_an_earlier_text_is_not_kept(comparing: MemoryRows) -> None:
@@ -159,7 +190,7 @@ async def test_an_embedding_of_an_earlier_text_is_not_kept(comparing: MemoryRows
     record = await comparing.get(PLACE, "seat")
     assert record is not None
     assert record.embedding_model is None
-    assert await comparing.nearest(PLACE, MODEL, [1.0], 10) == []
+    assert await comparing.nearest(PLACE, "x", MODEL, [1.0], 10) == []
     assert not await comparing.embed(Unembedded(PLACE, "gone", "window"), MODEL, [1.0])
 
 

@@ -109,6 +109,37 @@ async def test_with_a_model_they_are_found_by_their_meaning_too(served: Served) 
         assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("tea -coffee", ["tea", "dog"]),
+        ("beverages -tea", ["coffee", "dog"]),
+        ('beverages -"black coffee"', ["tea", "dog"]),
+        ('beverages -"coffee black"', ["coffee", "tea", "dog"]),
+        ("beverages -tea -puppy", ["coffee"]),
+        ("beverages -likes -puppy", []),
+    ],
+)
+async def test_what_a_query_excludes_is_not_found_by_its_meaning_either(
+    served: Served, query: str, found: list[str]
+) -> None:
+    async with served() as client:
+        for key, text in {"tea": "Likes tea.", "coffee": "Likes black coffee.", "dog": "Has a puppy."}.items():
+            await put(client, key, text)
+        answer = await search(client, query)
+        assert (sorted(keys(answer)), answer["mode"], answer["reason"]) == (sorted(found), "hybrid", None)
+
+
+async def test_a_query_that_only_excludes_has_nothing_to_be_near_to(served: Served, server: ModelServer) -> None:
+    async with served() as client:
+        await put_all(client)
+        asked = len(server.embedding_requests)
+        found = await search(client, "-tea -puppy")
+        assert (sorted(keys(found)), found["mode"]) == (["seat", "team"], "text")
+        assert "only excludes" in found["reason"]
+        assert len(server.embedding_requests) == asked  # for nothing
+
+
 async def test_a_memory_says_which_model_has_embedded_it(served: Served) -> None:
     async with served() as client:
         assert (await put(client, "tea", "tea"))["embedding_model"] == "meaning-1"
@@ -186,8 +217,6 @@ async def test_with_another_model_all_memories_are_embedded_anew(served: Served,
     async with served() as client:
         await put_all(client)
     async with served(embedding_model="meaning-2") as client:
-        # Vectors of two models are never compared: until it is embedded anew, a memory is found by its words.
-        assert (await search(client, BY_MEANING))["mode"] == "hybrid"
         await all_embedded(rows, "meaning-2")
         assert keys(await search(client, BY_MEANING))[0] == "tea"
 

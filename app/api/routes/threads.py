@@ -30,9 +30,11 @@ from app.api.schemas.thread import (
     Thread,
     ThreadCopy,
     ThreadCreate,
+    ThreadDetail,
     ThreadPage,
     ThreadUpdate,
     message_object,
+    thread_detail_object,
     thread_object,
 )
 
@@ -79,11 +81,11 @@ async def list_threads(request: Request, query: Annotated[ThreadListQuery, Query
     "/threads/{thread_id}",
     operation_id="get_thread",
     summary="Get a thread",
-    response_model=Thread,
+    response_model=ThreadDetail,
     responses=problems(ProblemCode.NOT_FOUND),
 )
 async def get_thread(request: Request, thread_id: ThreadIdPath) -> Response:
-    return json_answer(thread_object(await services_of(request).threads.get(thread_id)))
+    return json_answer(thread_detail_object(await services_of(request).threads.get(thread_id)))
 
 
 @router.patch(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Self
 
 import orjson
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from app.api.schemas.fields import EXAMPLE_TIME, FROM_DIGITS, JsonObject, RequestModel, Resource, Timestamp, example
 from app.engine.memories import (
@@ -22,6 +22,8 @@ from app.engine.memories import (
     MemoryRecord,
     NewMemory,
     SearchMode,
+    checked_key,
+    checked_namespace,
 )
 from app.engine.timestamp import timestamp
 from app.services.memories import DeletedMemories
@@ -36,18 +38,22 @@ _EXAMPLE: JsonObject = {
     "updated_at": EXAMPLE_TIME,
 }
 
+# The patterns stand in the document alone: a refusal says them in words.
 _Namespace = Annotated[
     str,
-    StringConstraints(pattern=NAMESPACE_PATTERN, max_length=MAX_NAMESPACE_CHARS),
+    StringConstraints(max_length=MAX_NAMESPACE_CHARS),
+    AfterValidator(checked_namespace),
     Field(
         description="A path, without spaces and empty parts. Namespaces hold nothing of one another.",
         examples=["users/42"],
+        json_schema_extra={"pattern": NAMESPACE_PATTERN},
     ),
 ]
 _Key = Annotated[
     str,
-    StringConstraints(pattern=KEY_PATTERN, min_length=1, max_length=MAX_KEY_CHARS),
-    Field(description="Unique in its namespace.", examples=["seat"]),
+    StringConstraints(min_length=1, max_length=MAX_KEY_CHARS),
+    AfterValidator(checked_key),
+    Field(description="Unique in its namespace.", examples=["seat"], json_schema_extra={"pattern": KEY_PATTERN}),
 ]
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARS)]
 

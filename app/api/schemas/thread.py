@@ -21,7 +21,8 @@ from app.engine.content import MessageContent, Part, content_of
 from app.engine.messages import Message as EngineMessage
 from app.engine.messages import Role
 from app.engine.timestamp import timestamp
-from app.services.threads import MessageRecord, ThreadRecord
+from app.services.threads import MessageRecord, ThreadRecord, ThreadSummary
+from app.services.threads import ThreadDetail as ThreadDetailRecord
 
 THREAD_EXAMPLE: JsonObject = {
     "thread_id": "customer-42",
@@ -29,6 +30,12 @@ THREAD_EXAMPLE: JsonObject = {
     "active_run_id": None,
     "created_at": EXAMPLE_TIME,
     "updated_at": EXAMPLE_TIME,
+}
+_COMPACTION_EXAMPLE: JsonObject = {
+    "upto_seq": 32,
+    "summary": "The customer asks for a refund of order 1042, which arrived broken.",
+    "purged": False,
+    "created_at": EXAMPLE_TIME,
 }
 MESSAGE_EXAMPLE: JsonObject = {
     "seq": 2,
@@ -89,6 +96,25 @@ class Thread(Resource):
     updated_at: Timestamp
 
 
+class ThreadCompaction(Resource):
+    """A summary that runs see in the place of a thread's older messages."""
+
+    model_config = example(_COMPACTION_EXAMPLE)
+
+    upto_seq: int = Field(description="The last message that it stands for.")
+    summary: str
+    purged: bool = Field(description="Whether the messages up to `upto_seq` are deleted.")
+    created_at: Timestamp
+
+
+class ThreadDetail(Thread):
+    """A conversation, with the summary that stands in it."""
+
+    model_config = example({**THREAD_EXAMPLE, "compaction": _COMPACTION_EXAMPLE})
+
+    compaction: ThreadCompaction | None = Field(description="The latest one; null where there is none.")
+
+
 class ThreadPage(Resource):
     model_config = example({"items": [THREAD_EXAMPLE], "next_cursor": None})
 
@@ -130,6 +156,21 @@ def thread_object(thread: ThreadRecord) -> JsonObject:
         "active_run_id": thread.active_run_id,
         "created_at": timestamp(thread.created_at),
         "updated_at": timestamp(thread.updated_at),
+    }
+
+
+def thread_detail_object(detail: ThreadDetailRecord) -> JsonObject:
+    return {**thread_object(detail.thread), "compaction": _compaction_object(detail.compaction)}
+
+
+def _compaction_object(summary: ThreadSummary | None) -> JsonObject | None:
+    if summary is None:
+        return None
+    return {
+        "upto_seq": summary.upto_seq,
+        "summary": summary.summary,
+        "purged": summary.purged,
+        "created_at": timestamp(summary.created_at),
     }
 
 

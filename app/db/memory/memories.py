@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -16,16 +16,45 @@ from app.engine.memories import (
     PutMemory,
     Unembedded,
     Vector,
+    WordsAlone,
 )
 
 _WORD = re.compile(r"\w+")
+_EXCLUDED = re.compile(r"""(?<![^\s"])-\s*("[^"]*"|\S+)""")
 
 
 @dataclass(slots=True)
 class _Row:
     record: MemoryRecord
-    words: frozenset[str]
+    words: tuple[str, ...]
     vector: Vector | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """The words that a query asks for, and those, or phrases, that it excludes."""
+
+    wanted: frozenset[str]
+    excluded: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, query: str) -> _Query:
+        excluded = (_words(phrase) for phrase in _EXCLUDED.findall(query))
+        return cls(frozenset(_words(_EXCLUDED.sub(" ", query))), tuple(phrase for phrase in excluded if phrase))
+
+    def found(self, row: _Row) -> int:
+        """How many of its words a row has; 0 for one that it does not find."""
+        if not self.excluded:
+            return len(self.wanted.intersection(row.words))
+        return 1 if self.wanted.issubset(row.words) and not self.excludes(row) else 0
+
+    def excludes(self, row: _Row) -> bool:
+        words = row.words
+        return any(
+            words[start : start + len(phrase)] == phrase
+            for phrase in self.excluded
+            for start in range(len(words) - len(phrase) + 1)
+        )
 
 
 class InMemoryRows:
@@ -59,21 +88,28 @@ class InMemoryRows:
         return [rows[key].record for key in sorted(rows) if key > after][:limit]
 
     async def with_words(self, place: MemoryPlace, query: str, limit: int) -> list[MemoryRecord]:
-        wanted = _words(query)
-        rows = [row for row in self._rows(place).values() if row.words & wanted]
-        rows.sort(key=lambda row: (-len(row.words & wanted), -row.record.updated_at.timestamp(), row.record.key))
-        return [row.record for row in rows[:limit]]
+        read = _Query.of(query)
+        rows = [(found, row.record) for row in self._rows(place).values() if (found := read.found(row))]
+        rows.sort(key=lambda row: (-row[0], -row[1].updated_at.timestamp(), row[1].key))
+        return [record for _, record in rows[:limit]]
 
-    async def compares_vectors(self) -> bool:
-        return True
+    async def words_alone(self, query: str) -> WordsAlone | None:
+        read = _Query.of(query)
+        return WordsAlone.ONLY_EXCLUDES if read.excluded and not read.wanted else None
 
-    async def nearest(self, place: MemoryPlace, model: str, vector: Vector, limit: int) -> list[MemoryRecord]:
+    async def nearest(
+        self, place: MemoryPlace, query: str, model: str, vector: Vector, limit: int
+    ) -> list[MemoryRecord]:
+        read = _Query.of(query)
         near = [
-            (-_cosine(row.vector, vector), key, row.record)
-            for key, row in self._rows(place).items()
-            if row.vector is not None and row.record.embedding_model == model and len(row.vector) == len(vector)
+            (-_cosine(theirs, vector), row.record.key, row.record)
+            for row, theirs in self._comparable(place, model, len(vector))
+            if not read.excludes(row)
         ]
         return [record for _, _, record in sorted(near, key=lambda found: found[:2])[:limit]]
+
+    async def comparable(self, place: MemoryPlace, model: str, dimensions: int) -> bool:
+        return any(self._comparable(place, model, dimensions))
 
     async def embed(self, memory: Unembedded, model: str, vector: Vector | None) -> bool:
         row = self._rows(memory.place).get(memory.key)
@@ -93,12 +129,17 @@ class InMemoryRows:
             del rows[key]
         return len(gone)
 
+    def _comparable(self, place: MemoryPlace, model: str, dimensions: int) -> Iterator[tuple[_Row, Vector]]:
+        for row in self._rows(place).values():
+            if row.vector is not None and row.record.embedding_model == model and len(row.vector) == dimensions:
+                yield row, row.vector
+
     def _rows(self, place: MemoryPlace) -> dict[str, _Row]:
         return self._places.get(place, {})
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.casefold()))
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(text.casefold()))
 
 
 def _cosine(one: Vector, other: Vector) -> float:

@@ -122,6 +122,12 @@ async def compacted_upto(session: AsyncSession, thread_key: UUID, *, purged: boo
     return await session.scalar(query.where(Compaction.purged) if purged else query) or 0
 
 
+async def compaction(session: AsyncSession, thread_key: UUID) -> Compaction | None:
+    """The summary that stands in a thread now."""
+    made = select(Compaction).where(Compaction.thread_key == thread_key)
+    return await session.scalar(made.order_by(Compaction.upto_seq.desc()).limit(1))
+
+
 async def copy(
     session: AsyncSession, tenant_id: str, source_id: str, key: UUID, thread_id: str, upto: int | None
 ) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from typing import Any
 
@@ -90,7 +91,28 @@ def test_a_namespace_that_is_none_is_refused_everywhere(http: httpx.Client, fits
     for operation, (method, path, more) in requests.items():
         answer = http.request(method, path, **more)
         assert answer.status_code == 422, operation
-        assert fits(operation, answer)["errors"][0]["loc"][-1] == "namespace"
+        (error,) = fits(operation, answer)["errors"]
+        assert error["loc"][-1] == "namespace"
+        assert error["msg"] in (
+            "should be names without spaces and control characters, with single slashes between them, as in users/42",
+            "string should have at most 255 characters",
+            "NUL characters cannot be stored",
+        )
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "\x7f"])
+def test_a_key_that_is_none_is_refused_in_words(http: httpx.Client, fits: Fits, namespace: str, bad: str) -> None:
+    refused = http.put("/memories", json={"namespace": namespace, "key": bad, "value": 1})
+    (error,) = fits("put_memory", refused)["errors"]
+    assert error == {"loc": ["body", "key"], "msg": "should have no control characters, such as line breaks"}
+
+
+def test_the_document_says_what_namespaces_and_keys_are(document: dict[str, Any]) -> None:
+    fields = document["components"]["schemas"]["MemoryPut"]["properties"]
+    assert re.fullmatch(fields["namespace"]["pattern"], "users/42")
+    assert not re.fullmatch(fields["namespace"]["pattern"], "users//42")
+    assert not re.fullmatch(fields["key"]["pattern"], "a\nb")
+    assert (fields["key"]["minLength"], fields["key"]["maxLength"], fields["namespace"]["maxLength"]) == (1, 255, 255)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from app.engine.messages import Message, Role
 from app.engine.records import IdempotencyKey
 from app.engine.store_errors import IdempotencyMismatch
 from app.services.errors import Conflict, Invalid, NotFound
-from app.services.threads import ThreadService
+from app.services.threads import ThreadDetail, ThreadService
 
 MakeRun = Callable[..., Awaitable[UUID]]
 RowsIn = Callable[[type[Base]], Awaitable[int]]
@@ -35,7 +35,7 @@ async def _texts(threads: ThreadService, thread_id: str) -> list[object]:
 async def test_a_thread_is_as_it_was_made(threads: ThreadService) -> None:
     made = (await threads.create("t-1", {"team": "a"})).thread
     assert (made.thread_id, made.metadata, made.active_run_id) == ("t-1", {"team": "a"}, None)
-    assert await threads.get("t-1") == made
+    assert await threads.get("t-1") == ThreadDetail(made, None)
 
 
 async def test_a_thread_without_an_id_gets_a_uuid_of_version_7(threads: ThreadService) -> None:
@@ -51,8 +51,8 @@ async def test_a_thread_is_made_once(threads: ThreadService) -> None:
 async def test_the_same_id_in_another_tenant_is_another_thread(threads: ThreadService) -> None:
     await threads.create("t", {})
     await threads.create("t", {"of": "b"}, tenant_id="b")
-    assert (await threads.get("t")).metadata == {}
-    assert (await threads.get("t", tenant_id="b")).metadata == {"of": "b"}
+    assert (await threads.get("t")).thread.metadata == {}
+    assert (await threads.get("t", tenant_id="b")).thread.metadata == {"of": "b"}
 
 
 async def test_threads_are_listed_newest_first_and_by_metadata(threads: ThreadService) -> None:
@@ -79,14 +79,14 @@ async def test_metadata_is_merged_and_null_takes_a_key_away(threads: ThreadServi
     changed = await threads.update("t", {"b": None, "c": "3"})
     assert changed.metadata == {"a": "1", "c": "3"}
     assert changed.updated_at > made.updated_at
-    assert await threads.get("t") == changed
+    assert (await threads.get("t")).thread == changed
 
 
 async def test_metadata_stays_bounded(threads: ThreadService) -> None:
     await threads.create("t", {str(number): "" for number in range(30)})
     with pytest.raises(Invalid, match="32"):
         await threads.update("t", {f"more-{number}": "" for number in range(3)})
-    assert len((await threads.get("t")).metadata) == 30
+    assert len((await threads.get("t")).thread.metadata) == 30
 
 
 @pytest.mark.parametrize("asked", ["get", "update", "delete", "messages", "runs", "copy"])

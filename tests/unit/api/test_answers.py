@@ -13,7 +13,7 @@ from app.api.schemas.agent import agent_object, tool_object
 from app.api.schemas.checkpoint import checkpoint_detail_object
 from app.api.schemas.interaction import interaction_object, receipt_object
 from app.api.schemas.run import run_json, run_object
-from app.api.schemas.thread import message_object, thread_object
+from app.api.schemas.thread import message_object, thread_detail_object, thread_object
 from app.engine.agent import AgentDefinition
 from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
@@ -27,7 +27,7 @@ from app.engine.tools import ToolSource, ToolSpec
 from app.engine.usage import Usage
 from app.services.agents import AgentRecord
 from app.services.run_queries import CheckpointDetail, CheckpointRecord
-from app.services.threads import MessageRecord, ThreadRecord
+from app.services.threads import MessageRecord, ThreadDetail, ThreadRecord, ThreadSummary
 from tests.unit.api.records import CALL, MORNING, RUN_ID, a_finished_run, a_run
 
 Check = Callable[[str, object], None]
@@ -183,7 +183,11 @@ def test_the_input_is_shown_as_it_is_written(check: Check, messages: tuple[Messa
 
 def test_a_thread_is_what_the_document_says(check: Check) -> None:
     check("Thread", _values(thread_object(ThreadRecord("t", {"a": "b"}, None, MORNING, MORNING))))
-    check("Thread", _values(thread_object(ThreadRecord("t", {}, RUN_ID, MORNING, MORNING))))
+    thread = ThreadRecord("t", {}, RUN_ID, MORNING, MORNING)
+    check("Thread", _values(thread_object(thread)))
+    check("ThreadDetail", _values(thread_detail_object(ThreadDetail(thread, None))))
+    summary = ThreadSummary(3, "They spoke.", True, MORNING)
+    check("ThreadDetail", _values(thread_detail_object(ThreadDetail(thread, summary))))
 
 
 def test_messages_show_calls_as_json_where_they_are_json(check: Check) -> None:

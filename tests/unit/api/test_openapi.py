@@ -159,6 +159,8 @@ def test_a_problems_code_is_one_of_the_contracts(document: Document) -> None:
         "SubagentExecutionRecord",
         "Usage",
         "Thread",
+        "ThreadDetail",
+        "ThreadCompaction",
         "Message",
         "Checkpoint",
         "Interaction",

@@ -177,6 +177,10 @@ def test_a_thread_that_cannot_be_compacted_fails_a_run_that_is_too_long_and_says
     run = DrivenRun()
     run.write(TOO_LONG)
     run.write(CompactionEnded(NotCompacted("there is nothing before what has to stay")))
+    assert [event.message for event in run.events if event.type is EventType.WARNING] == [
+        "the conversation is too long for the model: if it can be compacted, the call is made once more",
+        "the thread could not be compacted",
+    ]
     assert run.outcome.error is not None
     assert run.outcome.error.message == (
         "too long by 7 tokens; the thread could not be compacted: there is nothing before what has to stay"

@@ -5,10 +5,13 @@ from typing import Any
 
 import orjson
 import pytest
+from structlog.testing import capture_logs
 
 from app.db.memory import InMemoryRows
+from app.engine.agent import AgentDefinition
 from app.engine.effects import ToolEffect
 from app.engine.memories import AgentMemories, MemoryPlace, NewMemory
+from app.engine.memory_namespace import memory_namespace
 from app.engine.tools import ToolResult
 from app.services.memories import MemoryService
 from app.tools.memory_tools import recall, remember
@@ -105,9 +108,33 @@ async def test_what_cannot_be_kept_is_told_to_the_model(
     assert (await memories.list(PLACE, None, 10)).items == []
 
 
-async def test_a_run_without_a_namespace_is_told_what_it_lacks(call: Call) -> None:
+@pytest.mark.parametrize(("tool", "arguments"), [(remember, {"text": "x"}), (recall, {"query": "x"})])
+async def test_a_run_without_a_namespace_is_told_what_it_lacks_and_nothing_is_logged(
+    call: Call, memories: MemoryService, tool: Any, arguments: object
+) -> None:
     def none() -> AgentMemories:
-        raise ValueError("the run has no user_id")
+        namespace = memory_namespace(AgentDefinition(name="keeper", model="demo/echo"), {}, None)
+        return AgentMemories(memories, MemoryPlace("", namespace))
 
-    result = await call(remember, {"text": "x"}, memories=none)
-    assert "the run has no user_id" in (result.error or "")
+    with capture_logs() as logs:
+        result = await call(tool, arguments, memories=none)
+    assert not result.success
+    assert (result.error or "").startswith("this agent's memories are kept for each user, and the run has no user_id")
+    assert logs == []
+
+
+async def test_what_cannot_be_stored_is_told_in_its_own_words_and_nothing_is_logged(
+    call: Call, memories: MemoryService
+) -> None:
+    with capture_logs() as logs:
+        result = await call(recall, {"query": "a\0b"}, memories=lambda: AgentMemories(memories, PLACE))
+    assert result.error == "a NUL character cannot be stored; leave it out"
+    assert logs == []
+
+
+async def test_a_key_that_cannot_be_is_refused_in_words(call: Call) -> None:
+    assert "should have no control characters" in ((await call(remember, {"text": "x", "key": "a\nb"})).error or "")
+
+
+async def test_a_call_outside_of_a_run_is_told_so(call: Call) -> None:
+    assert (await call(recall, {"query": "x"})).error == "there are no memories outside of a run"
