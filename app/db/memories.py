@@ -21,6 +21,7 @@ from app.engine.memories import (
     Unembedded,
     Vector,
     WordsAlone,
+    without_rules,
 )
 
 _COLUMNS = "namespace, key, value, text, embedding_model, created_at, updated_at"
@@ -125,11 +126,11 @@ class PostgresMemoryRows:
         return await self._records(_PAGE, place.tenant_id, place.namespace, after, limit)
 
     async def with_words(self, place: MemoryPlace, query: str, limit: int) -> list[MemoryRecord]:
-        return await self._records(_WITH_WORDS, place.tenant_id, place.namespace, query, limit)
+        return await self._records(_WITH_WORDS, place.tenant_id, place.namespace, without_rules(query), limit)
 
     async def words_alone(self, query: str) -> WordsAlone | None:
         async with self._database.connection() as connection:
-            row = await connection.fetchrow(_WORDS_ALONE, query)
+            row = await connection.fetchrow(_WORDS_ALONE, without_rules(query))
         assert row is not None
         if row["no_vectors"]:
             return WordsAlone.NO_VECTORS
@@ -138,7 +139,7 @@ class PostgresMemoryRows:
     async def nearest(
         self, place: MemoryPlace, query: str, model: str, vector: Vector, limit: int
     ) -> list[MemoryRecord]:
-        found = (place.tenant_id, place.namespace, query, model, len(vector), vector, limit)
+        found = (place.tenant_id, place.namespace, without_rules(query), model, len(vector), vector, limit)
         return await self._records(_NEAREST, *found)
 
     async def comparable(self, place: MemoryPlace, model: str, dimensions: int) -> bool:

@@ -36,6 +36,8 @@ Vector: TypeAlias = Sequence[float]
 
 # Reciprocal rank fusion: https://plg.uwaterloo.ca/~gvcormac/cormacksigir09-rrf.pdf, with the paper's constant.
 _FUSION = 60
+# Two or more, and one before no word and no phrase.
+_IDLE_DASHES = re.compile(r'-{2,}|-(?=[^\w"\s-]*(?:[\s-]|$))')
 
 
 class MemoryRefused(ValueError):
@@ -251,6 +253,14 @@ class AgentMemories:
         """Raises: MemoryRefused, no text that is stored can be like this."""
         _check_storable(query)
         return await self.memories.search(self.place, query, limit)
+
+
+def without_rules(query: str) -> str:
+    """A query without the dashes that exclude nothing, as in the rules of a text or of a table.
+
+    Postgres makes an operator of each, and fails where there are more than it can hold.
+    """
+    return _IDLE_DASHES.sub(" ", query)
 
 
 def fused(rankings: Sequence[Sequence[MemoryRecord]], limit: int) -> tuple[FoundMemory, ...]:

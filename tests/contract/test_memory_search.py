@@ -66,3 +66,12 @@ async def test_a_search_fills_up_with_the_nearest_and_a_phrase_excludes_nothing(
         await memories.put(PLACE, NewMemory.of(key, text))
     keys, mode, _ = told(await memories.search(PLACE, '"green tea"', 3))
     assert (sorted(keys), mode) == (["dog", "green", "tea"], SearchMode.HYBRID)
+
+
+@pytest.mark.parametrize("rule", ["-" * 500, "- " * 500, "--- " * 400, "-(" * 500, "|---|---|\n" * 50])
+async def test_rules_in_a_query_say_nothing(memories: MemoryService, rule: str) -> None:
+    """Seen to fail where Postgres reads each dash as an exclusion: it runs out of memory for them."""
+    await memories.put(PLACE, NewMemory.of("tea", "Likes tea."))
+    for query in (f"tea\n{rule}", f"{rule} tea"):
+        keys, mode, reason = told(await memories.search(PLACE, query, 10))
+        assert (keys, mode, reason) == (["tea"], SearchMode.HYBRID, None)

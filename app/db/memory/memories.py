@@ -17,6 +17,7 @@ from app.engine.memories import (
     Unembedded,
     Vector,
     WordsAlone,
+    without_rules,
 )
 
 _WORD = re.compile(r"\w+")
@@ -88,19 +89,19 @@ class InMemoryRows:
         return [rows[key].record for key in sorted(rows) if key > after][:limit]
 
     async def with_words(self, place: MemoryPlace, query: str, limit: int) -> list[MemoryRecord]:
-        read = _Query.of(query)
+        read = _Query.of(without_rules(query))
         rows = [(found, row.record) for row in self._rows(place).values() if (found := read.found(row))]
         rows.sort(key=lambda row: (-row[0], -row[1].updated_at.timestamp(), row[1].key))
         return [record for _, record in rows[:limit]]
 
     async def words_alone(self, query: str) -> WordsAlone | None:
-        read = _Query.of(query)
+        read = _Query.of(without_rules(query))
         return WordsAlone.ONLY_EXCLUDES if read.excluded and not read.wanted else None
 
     async def nearest(
         self, place: MemoryPlace, query: str, model: str, vector: Vector, limit: int
     ) -> list[MemoryRecord]:
-        read = _Query.of(query)
+        read = _Query.of(without_rules(query))
         near = [
             (-_cosine(theirs, vector), row.record.key, row.record)
             for row, theirs in self._comparable(place, model, len(vector))
