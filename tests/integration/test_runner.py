@@ -160,14 +160,14 @@ async def test_an_answer_can_be_asked_for_as_a_pydantic_model() -> None:
 
 
 async def test_a_thread_is_compacted_and_goes_on_from_its_summary() -> None:
-    client = InTurn("One.", "Two.", "They counted.", "Three.")
+    client = InTurn("One, as you have asked me to.", "Two.", "They counted.", "Three.")
     runner = Runner(model_client=client)
     agent = Agent("counter", "scripted/counting")
     for _ in range(2):
-        await runner.run(agent, user_message="Count.", thread_id="numbers")
+        await runner.run(agent, user_message="Count, please.", thread_id="numbers")
     done = await runner.compact_thread(thread_id="numbers", keep_last=1, purge=True)
     assert (done.summary, done.messages_compacted) == ("They counted.", 3)
-    await runner.run(agent, user_message="Count.", thread_id="numbers")
+    await runner.run(agent, user_message="Count, please.", thread_id="numbers")
     summary, last, _ = client.asked[-1].messages
     assert "They counted." in summary.text()
     assert last.text() == "Two."
