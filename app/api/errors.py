@@ -40,6 +40,7 @@ from app.engine.store_errors import (
     StoreUnavailable,
     ThreadBusy,
     ThreadExists,
+    ThreadNotFound,
     ToolCallNotFound,
     reason_of,
 )
@@ -153,6 +154,7 @@ CODES: Mapping[type[Exception], ProblemCode] = {
     RunConflict: ProblemCode.CONFLICT,
     LimitReached: ProblemCode.LIMIT_REACHED,
     ThreadBusy: ProblemCode.THREAD_BUSY,
+    ThreadNotFound: ProblemCode.NOT_FOUND,
     ThreadExists: ProblemCode.CONFLICT,
     CompactedMeanwhile: ProblemCode.CONFLICT,
     IdempotencyMismatch: ProblemCode.IDEMPOTENCY_MISMATCH,

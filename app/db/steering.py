@@ -154,9 +154,13 @@ async def _stop_children(connection: Connection, run_id: str, status: RunStatus)
 
 
 async def void_messages(connection: Connection, run: RunRecord) -> None:
-    """Take a run's messages out of its thread; the rows stay. A summary that it made tells of them, and goes."""
+    """Take a run's messages out of its thread; the rows stay. A summary that it made tells of them, and goes, unless
+    what it stands for was purged: it is all that is left of that.
+    """
     await connection.execute(
-        "DELETE FROM compactions WHERE thread_key = $1::uuid AND run_id = $2::uuid", run.thread_key, run.run_id
+        "DELETE FROM compactions WHERE thread_key = $1::uuid AND run_id = $2::uuid AND NOT purged",
+        run.thread_key,
+        run.run_id,
     )
     await connection.execute(
         "UPDATE messages SET voided = true WHERE thread_key = $1::uuid AND run_id = $2::uuid",

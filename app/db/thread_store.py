@@ -6,7 +6,7 @@ from app.db.database import Connection, Database
 from app.db.reading import conversation
 from app.engine.compaction import NewCompaction
 from app.engine.records import ThreadView
-from app.engine.store_errors import CompactedMeanwhile, ThreadBusy
+from app.engine.store_errors import CompactedMeanwhile, ThreadBusy, ThreadNotFound
 
 _THREAD = """
 SELECT thread_key, holder_run_id,
@@ -46,12 +46,14 @@ class PostgresThreads:
 
 
 async def _lock(connection: Connection, thread_key: str) -> None:
-    """Keep runs from taking the thread. Raises: ThreadBusy."""
-    holder = await connection.fetchval(
-        "SELECT holder_run_id FROM threads WHERE thread_key = $1::uuid FOR NO KEY UPDATE", thread_key
+    """Keep runs from taking the thread, and others from deleting it. Raises: ThreadNotFound, ThreadBusy."""
+    row = await connection.fetchrow(
+        "SELECT holder_run_id AS holder FROM threads WHERE thread_key = $1::uuid FOR NO KEY UPDATE", thread_key
     )
-    if holder is not None:
-        raise ThreadBusy(f"run {holder} has the thread")
+    if row is None:
+        raise ThreadNotFound("the thread was deleted meanwhile")
+    if row["holder"] is not None:
+        raise ThreadBusy(f"run {row['holder']} has the thread")
 
 
 async def _purge(connection: Connection, thread_key: str, upto_seq: int) -> None:

@@ -52,9 +52,9 @@ def wanted(state: RunState, reason: CompactionReason, *, opened: bool, problem: 
 
 
 def overflowed(state: RunState, error: ModelError) -> Transition:
-    """The provider says that the conversation is too long: if it can be compacted, the call is made once more."""
+    """The provider says that the conversation is too long: it is to be compacted, and the call made once more."""
     data = {"code": WarningCode.CONTEXT_OVERFLOW, "problem": error.message}
-    said = "the conversation is too long for the model: if it can be compacted, the call is made once more"
+    said = "the conversation is too long for the model; the call is made once more only if it can be compacted"
     compacts = wanted(state, CompactionReason.CONTEXT_OVERFLOW, opened=True, problem=error.message)
     return Transition(compacts, (Event(EventType.WARNING, state.step, data, message=said),))
 
@@ -95,6 +95,8 @@ def not_compacted(state: RunState, outcome: NotCompacted) -> tuple[Transition, R
             return done, None
         case CompactionReason.CONTEXT_OVERFLOW:
             message = f"{compacting.problem}; the thread could not be compacted: {outcome.problem}"
-            return done, RunError(WarningCode.CONTEXT_OVERFLOW.value, message)
+            # Forgotten: a run that is resumed after this failure tries again, since this one has changed nothing.
+            forgotten = replace(done, state=replace(state, compacting=None))
+            return forgotten, RunError(WarningCode.CONTEXT_OVERFLOW.value, message)
         case _:
             assert_never(compacting.reason)

@@ -35,7 +35,7 @@ class Compacting:
 
     Args:
         opened: the step's own beginning was committed before.
-        done: it has ended, well or not; a step has one at most.
+        done: it has ended, well or not; a step has one for each reason at most.
         problem: what the provider said, where the conversation was too long for it.
     """
 

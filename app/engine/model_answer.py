@@ -143,7 +143,7 @@ def model_failed(state: RunState, outcome: ModelFailed, agent: ResolvedAgent) ->
     state, failed = charged.state, outcome.error
     message = failed.message
     if failed.code is ModelErrorCode.CONTEXT_OVERFLOW:
-        if not state.compacted:
+        if not state.compacted_for_overflow:
             return charged.then(overflowed(state, failed))
         message = f"{message}; the thread was compacted before the call"
     error = RunError(failed.code.value, message, failed.retryable)

@@ -152,6 +152,7 @@ class ThreadStore(Protocol):
             purge_upto: the last message to delete; None deletes none.
 
         Raises:
+            ThreadNotFound: the thread was deleted meanwhile.
             ThreadBusy: a run has the thread.
             CompactedMeanwhile: the thread was compacted by others meanwhile; nothing was changed.
         """

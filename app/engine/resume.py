@@ -24,7 +24,8 @@ def state_of(loaded: Loaded) -> RunState:
     run_id = loaded.run.run_id
     try:
         asked = _last_asked(loaded.messages, run_id)
-        calls = tuple(call for call in loaded.calls if call.call.id in asked)
+        # Where no call is to be seen a summary stands for the response: the records alone tell of its calls.
+        calls = tuple(call for call in loaded.calls if not asked or call.call.id in asked)
         return restore(loaded.checkpoint, calls, best_text(loaded.messages, run_id))
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise DamagedCheckpoint(run_id) from error

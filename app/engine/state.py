@@ -8,7 +8,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
-from app.engine.compaction import Compacting
+from app.engine.compaction import Compacting, CompactionReason
 from app.engine.effects import ToolEffect
 from app.engine.errors import RunError
 from app.engine.interactions import InteractionKind
@@ -171,8 +171,17 @@ class RunState:
 
     @property
     def compacted(self) -> bool:
-        """Whether it was, before the model call of this very step; there is no second time."""
+        """Whether it was, or that was tried, before the model call of this very step; the bound gets no second time."""
         return self.compacting is not None and self.compacting.step == self.step and self.compacting.done
+
+    @property
+    def compacted_for_overflow(self) -> bool:
+        """Whether it was compacted in this very step because the provider found it too long; there is no second time.
+
+        One that failed ends the run. One at the agent's bound does not count: it may have failed, or not sufficed.
+        """
+        reason = None if self.compacting is None else self.compacting.reason
+        return self.compacted and reason is CompactionReason.CONTEXT_OVERFLOW
 
     def open_calls(self) -> tuple[OpenCall, ...]:
         """The calls that have no result yet."""

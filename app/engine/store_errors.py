@@ -15,6 +15,7 @@ class StoreError(Exception):
     ├── RunConflict          the run's status does not allow the request
     ├── LimitReached         a resume that would breach a limit at once
     ├── ThreadBusy           the thread has a holder
+    ├── ThreadNotFound       the thread was deleted meanwhile
     ├── ThreadExists         the thread is there, and has to be new
     ├── CompactedMeanwhile   the thread has a newer summary than the one to be kept
     ├── AgentChanged         the agent has a newer version than the caller resolved
@@ -63,6 +64,10 @@ class LimitReached(StoreError):
 
 class ThreadBusy(StoreError):
     """The thread has a holder and the caller asked not to wait."""
+
+
+class ThreadNotFound(StoreError):
+    """The thread that the caller has read is there no more; one of the same id would be another."""
 
 
 class ThreadExists(StoreError):

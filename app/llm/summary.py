@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import assert_never
 
-from app.engine.compaction import INSTRUCTIONS, told
+from app.engine.compaction import INSTRUCTIONS, NewCompaction, summary_message, told
 from app.engine.errors import ModelError, ModelErrorCode
 from app.engine.messages import Message, Role
-from app.engine.model import ModelClient, ModelRequest, ModelResponse
+from app.engine.model import FinishReason, ModelClient, ModelRequest, ModelResponse
 from app.engine.usage import Spend, Usage, add_cost
+from app.llm.token_estimate import message_tokens
 
 # About 50 000 tokens: most models can read as much. Longer conversations are summarised piece by piece, and so are all
 # that turn out to be too long for their model.
 _MOST_CHARS = 200_000
 _FEWEST_CHARS = 5_000
 _MAX_SUMMARY_CHARS = 50_000
+_MAX_REASON_CHARS = 200
+# A summary that takes no more than this does no harm, however little it stands for.
+_HARMLESS_TOKENS = 250
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +46,11 @@ async def summarise(models: ModelClient, like: ModelRequest, messages: Sequence[
         like: whose model, fallbacks, policies and tenant are used; nothing else of it.
 
     Raises:
-        ModelError: a call failed, or gave no text; `spent` tells what all of them took.
+        ModelError: a call failed, or gave anything but a whole answer with some text, or a long summary is no shorter
+            than what it is to stand for; `spent` tells what all of them took.
     """
-    return await _Summariser(models, like).run([told(message) for message in messages])
+    tokens = sum(message_tokens(message) for message in messages)
+    return await _Summariser(models, like).run([told(message) for message in messages], tokens)
 
 
 class _Summariser:
@@ -55,7 +62,8 @@ class _Summariser:
         self._model = like.model
         self._chars = _MOST_CHARS
 
-    async def run(self, texts: list[str]) -> Summary:
+    async def run(self, texts: list[str], tokens: int) -> Summary:
+        """`tokens` are those that the summary is to take the place of."""
         summary = ""
         rest = "\n\n".join(texts)
         while rest:
@@ -70,7 +78,15 @@ class _Summariser:
                 self._chars = min(self._chars, len(piece)) // 2
             else:
                 rest = rest[len(piece) :].lstrip()
+        self._check_length(summary, tokens)
         return Summary(summary, self._model, self._usage, self._cost_usd)
+
+    def _check_length(self, summary: str, tokens: int) -> None:
+        takes = message_tokens(summary_message(NewCompaction(0, summary)).message)
+        if takes >= max(tokens, _HARMLESS_TOKENS):
+            error = self._no_summary(f"the summary is no shorter than what it stands for ({takes} tokens for {tokens})")
+            error.spent = self._spent()
+            raise error
 
     async def _summarise(self, earlier: str, piece: str) -> str:
         parts = [f"Summary of what came before:\n\n{earlier}"] if earlier else []
@@ -87,9 +103,14 @@ class _Summariser:
             self._usage += response.usage
             self._cost_usd = add_cost(self._cost_usd, response.cost_usd)
             self._model = response.model
-        if response is None or not response.text.strip():
-            raise ModelError(ModelErrorCode.INVALID_RESPONSE, f"{self._like.model}: the model gave no summary")
-        return response.text.strip()[:_MAX_SUMMARY_CHARS]
+        text = "" if response is None else response.text.strip()
+        problem = "the model gave no summary" if response is None else _problem_of(response.finish_reason, text)
+        if problem is not None:
+            raise self._no_summary(problem)
+        return text
+
+    def _no_summary(self, problem: str) -> ModelError:
+        return ModelError(ModelErrorCode.INVALID_RESPONSE, f"{self._like.model}: {problem}")
 
     def _count(self, spend: Spend | None) -> None:
         if spend is not None:
@@ -99,7 +120,27 @@ class _Summariser:
     def _spent(self) -> Spend | None:
         if not self._usage.llm_calls:
             return None
-        return Spend(self._like.model, self._usage, self._cost_usd, "a summary was not finished")
+        return Spend(self._like.model, self._usage, self._cost_usd, "no summary came of it")
+
+
+def _problem_of(finish_reason: FinishReason, text: str) -> str | None:
+    """Why an answer is no summary; None if it is one. What stands for messages has to be whole."""
+    match finish_reason:
+        case FinishReason.STOP:
+            if not text:
+                return "the model gave no summary"
+            too_long = len(text) > _MAX_SUMMARY_CHARS
+            return f"the summary is longer than {_MAX_SUMMARY_CHARS} characters" if too_long else None
+        case FinishReason.LENGTH:
+            return "the summary was cut off at the model's output limit"
+        case FinishReason.CONTENT_FILTER:
+            return "the provider filtered the summary"
+        case FinishReason.REFUSAL:
+            return f"the model refused to write a summary: {text[:_MAX_REASON_CHARS]}"
+        case FinishReason.TOOL_CALLS:
+            return "the model called tools in place of writing a summary"
+        case _:
+            assert_never(finish_reason)
 
 
 def _first_piece(text: str, most_chars: int) -> str:

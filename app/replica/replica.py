@@ -132,13 +132,14 @@ class Replica:
     def drain(self) -> asyncio.Task[None]:
         """Begin to stop, once; requests can be answered until `stop`, and runs that they create are for others.
 
-        Streams end, whoever waits for a run is sent elsewhere, and runs under way go back to the queue.
+        Streams end, whoever waits for a run or a summary is sent elsewhere, and runs under way go back to the queue.
 
         Returns:
             the task that ends when no run is under way here any more, within SHUTDOWN_GRACE_S.
         """
         if self._draining is None:
             self.services.runs.close()
+            self.services.compaction.close()
             self._execution.bus.close_readers()
             draining = self._execution.worker.drain(self._settings.shutdown_grace_s)
             self._draining = asyncio.create_task(draining, name="drain")

@@ -240,7 +240,8 @@ class Runner:
             purge: whether the messages that the summary stands for are deleted.
 
         Raises:
-            NotFound, ThreadBusy, CompactedMeanwhile, Invalid, ModelUnavailable: see `CompactionService.compact`.
+            NotFound, ThreadNotFound, ThreadBusy, CompactedMeanwhile, Invalid, ModelUnavailable: see
+                `CompactionService.compact`.
         """
         engine = self._enter()
         try:

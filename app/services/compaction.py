@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
 from app.engine.compaction import KEEP_LAST, NewCompaction, cut, is_summary, summary_message, summary_of
 from app.engine.errors import ModelError
+from app.engine.messages import Message
 from app.engine.model import ModelClient, ModelRequest
 from app.engine.ports import ThreadStore
 from app.engine.records import ThreadView
-from app.engine.store_errors import ThreadBusy
+from app.engine.store_errors import StoreUnavailable, ThreadBusy
 from app.engine.usage import Usage
-from app.llm.summary import summarise
+from app.llm.summary import Summary, summarise
 from app.llm.token_estimate import message_tokens
 from app.services.errors import Invalid, ModelUnavailable, NotFound
 
@@ -67,6 +68,16 @@ class CompactionService:
         self._threads = threads
         self._models = models
         self._check_model = check_model
+        self._closing = False
+        self._writing: set[asyncio.Timeout] = set()
+
+    def close(self) -> None:
+        """This replica stops: models that write summaries are left, and whoever waits is told to go elsewhere."""
+        self._closing = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._writing:
+            if not limit.expired():
+                limit.reschedule(now)
 
     async def compact(self, command: CompactThread) -> ThreadCompacted:
         """Summarise what is before the last messages. Appends meanwhile are not in the summary, and stay.
@@ -75,10 +86,12 @@ class CompactionService:
 
         Raises:
             NotFound: there is no such thread.
+            ThreadNotFound: it was deleted while the model wrote.
             ThreadBusy: a run has it, or took it meanwhile.
             CompactedMeanwhile: it was compacted by others while the model wrote.
             Invalid: the model cannot be used, or none is known.
-            ModelUnavailable: the model did not write a summary.
+            ModelUnavailable: the model did not write a whole summary that is shorter than what it stands for.
+            StoreUnavailable: this replica stops.
         """
         view = await self._threads.thread(command.tenant_id, command.thread_id)
         if view is None:
@@ -95,14 +108,8 @@ class CompactionService:
             return await self._as_it_is(view, command, tokens)
         if model is None:
             raise Invalid("the thread had no run whose model could be used: name one", ("body", "model"))
-        try:
-            async with asyncio.timeout(MOST_S):
-                request = ModelRequest(model, (), tenant_id=command.tenant_id)
-                summary = await summarise(self._models, request, [entry.message for entry in parted.old])
-        except ModelError as error:
-            raise ModelUnavailable(f"the summary was not written: {error.message}") from error
-        except TimeoutError:
-            raise ModelUnavailable(f"the summary was not written within {MOST_S:g} s") from None
+        request = ModelRequest(model, (), tenant_id=command.tenant_id)
+        summary = await self._summary(request, [entry.message for entry in parted.old])
         made = NewCompaction(parted.upto_seq, summary.text)
         await self._threads.compact(view.thread_key, made, purge_upto=parted.upto_seq if command.purge else None)
         old = sum(message_tokens(entry.message) for entry in parted.old)
@@ -116,6 +123,26 @@ class CompactionService:
             cost_usd=summary.cost_usd,
         )
 
+    async def _summary(self, request: ModelRequest, messages: Sequence[Message]) -> Summary:
+        """Raises: ModelUnavailable, StoreUnavailable."""
+        if self._closing:
+            raise _stops()
+        limit = asyncio.timeout(MOST_S)
+        try:
+            async with limit:
+                self._writing.add(limit)
+                return await summarise(self._models, request, messages)
+        except ModelError as error:
+            raise ModelUnavailable(f"the summary was not written: {error.message}") from error
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            if self._closing:
+                raise _stops() from None
+            raise ModelUnavailable(f"the summary was not written within {MOST_S:g} s") from None
+        finally:
+            self._writing.discard(limit)
+
     async def _as_it_is(self, view: ThreadView, command: CompactThread, tokens: int) -> ThreadCompacted:
         """Nothing to put into a summary; what one stands for already may still be purged."""
         first = view.messages[0] if view.messages and is_summary(view.messages[0]) else None
@@ -123,3 +150,7 @@ class CompactionService:
             await self._threads.compact(view.thread_key, None, purge_upto=first.seq)
         text = None if first is None else summary_of(first)
         return ThreadCompacted(text, 0, tokens, tokens, None, Usage(), Decimal(0))
+
+
+def _stops() -> StoreUnavailable:
+    return StoreUnavailable("this replica is shutting down; send the request elsewhere")

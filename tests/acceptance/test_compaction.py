@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
+import asyncpg
 import pytest
 
 from tests.acceptance.client import Client, Json, an_agent, check_log, of_type, problem, types_of
 from tests.acceptance.conftest import Caller, Serve, Settings
+from tests.acceptance.gates import Gate
 from tests.acceptance.model import SILENT, Model, calls
+from tests.invariants import check_invariants
 from tests.model_server import Reply
 
 OVERFLOW = Reply.error(400, "This model's maximum context length is 8192 tokens.", code="context_length_exceeded")
@@ -144,6 +149,81 @@ async def test_a_model_that_does_not_write_leaves_the_thread_as_it_is(client: Cl
     assert len(await client.messages("unwritten")) == 4
 
 
+@pytest.mark.parametrize(
+    ("thread_id", "reply", "why"),
+    [
+        ("refused", Reply(text="I cannot help with that.", finish_reason="refusal"), "refused"),
+        ("cut-off", Reply(text="They spoke", finish_reason="length"), "cut off"),
+        ("blown-up", Reply(text=LONG), "no shorter than what it stands for"),
+    ],
+)
+async def test_an_answer_that_is_no_summary_purges_nothing(
+    client: Client, model: Model, thread_id: str, reply: Reply, why: str
+) -> None:
+    await conversation(client, model, thread_id, 2)
+    model.script(reply)
+    answer = await client.http.post(f"/threads/{thread_id}/compact", json={"keep_last": 1, "purge": True})
+    assert why in problem(answer, 503, "unavailable")["detail"]
+    page = await client.http.get(f"/threads/{thread_id}/messages", params={"include_compacted": True})
+    assert [message["compacted"] for message in page.json()["items"]] == [False] * 4
+
+
+@pytest.mark.parametrize("messages_anew", [0, 4])
+async def test_a_thread_that_is_deleted_while_its_summary_is_written_is_not_found(
+    client: Client, model: Model, shared_database: asyncpg.Connection[Any], messages_anew: int
+) -> None:
+    """Seen to fail without the store's look at the row that it locks."""
+    thread_id = f"deleted-{messages_anew}"
+    await conversation(client, model, thread_id, 2)
+    model.script(Reply(text="They spoke.", delay_s=0.5))
+    body = {"keep_last": 1, "purge": True}
+    work = asyncio.create_task(client.http.post(f"/threads/{thread_id}/compact", json=body))
+    await model.asked()
+    assert (await client.http.delete(f"/threads/{thread_id}")).status_code == 204
+    for number in range(messages_anew):
+        anew = {"role": "user", "content": f"Message {number}."}
+        assert (await client.http.post(f"/threads/{thread_id}/messages", json=anew)).status_code == 201
+    problem(await work, 404, "not_found")
+    if messages_anew:
+        assert len(await client.messages(thread_id)) == messages_anew
+    await check_invariants(shared_database)
+
+
+async def test_a_caller_who_hangs_up_ends_the_call_that_writes_the_summary(client: Client, model: Model) -> None:
+    """Seen to fail without `while_connected` in the route."""
+    await conversation(client, model, "left", 2)
+    model.script(SILENT)
+    work = asyncio.create_task(client.http.post("/threads/left/compact", json={"keep_last": 1}))
+    await model.asked()
+    work.cancel()
+    await model.saw_hang_up()
+    await model.idle()
+    assert len(await client.messages("left")) == 4
+
+
+async def test_a_replica_that_stops_breaks_a_summary_off_and_sends_its_caller_elsewhere(
+    settings: Settings, serve: Serve, caller: Caller, model: Model
+) -> None:
+    """Seen to fail without the line in the replica's drain, and without the service's look at `_closing`."""
+    leaving = serve(settings(SHUTDOWN_DELAY_S="600", SHUTDOWN_GRACE_S="3600")).ready()
+    client = caller(leaving)
+    await conversation(client, model, "stopping", 2)
+    model.script(SILENT)
+    work = asyncio.create_task(client.http.post("/threads/stopping/compact", json={"keep_last": 1}))
+    await model.asked()
+    leaving.terminate()
+    answer = await work
+    assert "shutting down" in problem(answer, 503, "unavailable")["detail"]
+    assert answer.headers["Retry-After"]
+    await model.idle()
+    late = await client.http.post("/threads/stopping/compact", json={"keep_last": 1})
+    assert "shutting down" in problem(late, 503, "unavailable")["detail"]
+    assert len(model.requests()) == 1, "no model is asked any more"
+    leaving.process.send_signal(signal.SIGINT)
+    assert await asyncio.to_thread(leaving.ended) == 0
+    assert "Traceback" not in leaving.stderr()
+
+
 async def test_what_is_appended_while_the_summary_is_written_stays(client: Client, model: Model) -> None:
     await conversation(client, model, "appended", 2)
     model.script(Reply(text="They spoke.", delay_s=0.5))
@@ -225,6 +305,46 @@ async def test_a_conversation_that_the_provider_finds_too_long_is_compacted_and_
     check_log(events, run)
     assert [event["data"]["reason"] for event in of_type(events, "thread_compacted")] == ["context_overflow"]
     assert any("They spoke." in content for content in contents(model.messages()))
+
+
+async def test_a_summary_that_a_model_refuses_is_paid_for_and_tried_again_where_the_call_is_too_long(
+    client: Client, model: Model
+) -> None:
+    for role in ("user", "assistant"):
+        await client.http.post("/threads/retried/messages", json={"role": role, "content": LONG})
+    refused = Reply(text="I cannot help with that.", finish_reason="refusal")
+    model.script(refused, OVERFLOW, Reply(text="The user said words."), Reply(text="Here I am."))
+    agent = an_agent(auto_compact_at_tokens=1200)
+    run = await client.create_and_wait(agent=agent, thread_id="retried", input=LONG)
+    assert (run["status"], run["result"]["final_text"]) == ("completed", "Here I am.")
+    assert run["result"]["usage_aggregate"]["llm_calls"] == 3
+    events = await client.events(run["run_id"])
+    check_log(events, run)
+    codes = [event["data"]["code"] for event in of_type(events, "warning")]
+    assert codes == ["usage_estimated", "compaction_failed", "context_overflow"]
+    assert [event["data"]["reason"] for event in of_type(events, "thread_compacted")] == ["context_overflow"]
+    assert types_of(events).count("step_started") == 1
+
+
+@pytest.mark.parametrize("purge", [False, True])
+async def test_an_interrupted_run_goes_on_though_a_summary_stands_for_its_open_call(
+    client: Client, model: Model, gate: Gate, purge: bool
+) -> None:
+    """Seen to fail where only the messages tell which calls are open: the run waited for nothing, without end."""
+    thread_id = f"open-{purge}"
+    model.script(calls(("read", {"gate": gate.name})))
+    run_id = (await client.create(agent=an_agent(tools=["read"]), thread_id=thread_id, input=LONG))["run_id"]
+    await gate.entered()
+    await client.steer("interrupt", run_id)
+    meanwhile = {"role": "user", "content": "Meanwhile."}
+    assert (await client.http.post(f"/threads/{thread_id}/messages", json=meanwhile)).status_code == 201
+    model.script(Reply(text="They spoke."))
+    await compacted(client, thread_id, keep_last=1, purge=purge)
+    gate.open()
+    model.script(Reply(text="Read."))
+    await client.steer("resume", run_id)
+    run = await client.wait(run_id)
+    assert (run["status"], run["result"]["final_text"]) == ("completed", "Read.")
 
 
 async def test_a_conversation_that_stays_too_long_fails_and_says_so(client: Client, model: Model) -> None:

@@ -9,8 +9,8 @@ from app.engine.messages import ThreadMessage
 from app.engine.ports import RunStore, ThreadStore
 from app.engine.records import OnBusyThread, ThreadView
 from app.engine.status import RunStatus
-from app.engine.store_errors import CompactedMeanwhile, ThreadBusy
-from tests.contract.stores import OTHER_OWNER, Owner, Subject, a_run, create_owned, create_started
+from app.engine.store_errors import CompactedMeanwhile, ThreadBusy, ThreadNotFound
+from tests.contract.stores import OTHER_OWNER, STOPPED, Owner, Subject, a_run, create_owned, create_started, new_id
 
 
 async def view(threads: ThreadStore) -> ThreadView:
@@ -82,6 +82,12 @@ async def test_a_thread_is_not_compacted_from_outside_while_a_run_has_it(store: 
     assert (await view(threads)).messages == found.messages
 
 
+@pytest.mark.parametrize("compaction", [NewCompaction(1, "of nothing"), None])
+async def test_a_thread_that_is_gone_is_not_compacted(threads: ThreadStore, compaction: NewCompaction | None) -> None:
+    with pytest.raises(ThreadNotFound):
+        await threads.compact(new_id(), compaction, purge_upto=1)
+
+
 async def test_what_was_purged_is_gone_and_numbers_go_on(store: RunStore, threads: ThreadStore) -> None:
     await spoken(store)
     found = await view(threads)
@@ -103,3 +109,19 @@ async def test_a_run_that_is_rolled_back_takes_its_summary_with_it(store: RunSto
     await store.create(a_run("talk", "instead", on_busy_thread=OnBusyThread.ROLLBACK), owner=None)
     assert (await store.get(owner.run_id)).status is RunStatus.CANCELLED
     assert seqs((await view(threads)).messages) == seqs(known[:-1])
+
+
+async def test_a_run_that_is_rolled_back_leaves_the_summary_of_what_was_purged(
+    store: RunStore, threads: ThreadStore
+) -> None:
+    await spoken(store)
+    owner: Owner = await create_started(store, a_run("talk", "go on"))
+    upto = (await store.load(owner.run_id)).messages[-2].seq
+    await owner.surely(compaction=NewCompaction(upto, "They spoke."))
+    await store.stop(owner.run_id, RunStatus.INTERRUPTED, STOPPED)
+    await threads.compact((await view(threads)).thread_key, None, purge_upto=upto)
+    await store.resume(owner.run_id, None)
+    await store.create(a_run("talk", "instead", on_busy_thread=OnBusyThread.ROLLBACK), owner=None)
+    assert (await store.get(owner.run_id)).status is RunStatus.CANCELLED
+    (summary,) = (await view(threads)).messages
+    assert (summary.seq, is_summary(summary)) == (upto, True)

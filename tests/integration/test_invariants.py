@@ -49,9 +49,9 @@ async def undone(varied: Database) -> AsyncIterator[Database]:
     await transaction.rollback()
 
 
-def run_of(thread_id: str) -> str:
-    """The first run of a thread, in SQL."""
-    return f"(SELECT run_id FROM runs WHERE thread_id = '{thread_id}' ORDER BY run_id LIMIT 1)"
+def run_of(thread_id: str, place: int = 0) -> str:
+    """A run of a thread, the first one by default, in SQL."""
+    return f"(SELECT run_id FROM runs WHERE thread_id = '{thread_id}' ORDER BY run_id LIMIT 1 OFFSET {place})"
 
 
 def set_run(thread_id: str, assignments: str) -> str:
@@ -76,8 +76,8 @@ def append(thread_id: str, kind: str) -> str:
         SELECT run_id, last_seq, '{kind}', clock_timestamp(), '{{}}' FROM grown"""
 
 
-def set_calls(thread_id: str, assignments: str, condition: str = "true") -> str:
-    return f"UPDATE tool_executions SET {assignments} WHERE run_id = {run_of(thread_id)} AND {condition}"
+def set_calls(thread_id: str, assignments: str, condition: str = "true", place: int = 0) -> str:
+    return f"UPDATE tool_executions SET {assignments} WHERE run_id = {run_of(thread_id, place)} AND {condition}"
 
 
 def results(thread_id: str, places: str = "true") -> str:
@@ -131,6 +131,10 @@ BREAKS: list[tuple[Invariant, str]] = [
     (thread.ON_A_THREAD, set_run("whole", "tenant_id = 'elsewhere'")),
     (thread.LEFT_OF_RUNS, f"DELETE FROM runs WHERE run_id = {run_of('whole')}"),
     (thread.LEFT_OF_THREADS, "DELETE FROM threads WHERE thread_id = 'by-hand'"),
+    (
+        thread.LEFT_OF_THREADS,
+        "INSERT INTO compactions (thread_key, upto_seq, summary) VALUES (gen_random_uuid(), 1, 'Left.')",
+    ),
     (log.NUMBERED, f"DELETE FROM run_events WHERE run_id = {run_of('whole')} AND seq = 3"),
     (log.NUMBERED, f"DELETE FROM run_events WHERE run_id = {run_of('whole')} AND seq = 1"),
     (log.NUMBERED, set_run("whole", "last_seq = last_seq + 1")),
@@ -163,6 +167,9 @@ BREAKS: list[tuple[Invariant, str]] = [
     (log.QUESTIONS_TOLD, retype("asked", "interaction_resolved", "tool_progress")),
     (call.ASKED, set_calls("whole", "tool_call_id = 'another'", "step = 1 AND call_index = 0")),
     (call.ASKED, set_calls("odd", "tool_call_id = 'another'")),
+    # Of this thread a purge has removed the first run, the second one's first step, and no more.
+    (call.ASKED, set_calls("purged", "tool_call_id = 'another'", "step = 2", place=1)),
+    (call.ASKED, set_calls("purged", "tool_call_id = 'another'", "step = 1", place=2)),
     (call.NAMED_ONCE, set_calls("whole", "tool_call_id = 'call_1_1'")),
     (call.ENDED, set_calls("whole", "finished_at = NULL")),
     (call.ENDED, set_calls("whole", "hold = '{}'")),

@@ -84,6 +84,20 @@ async def test_a_failed_migration_leaves_nothing_behind(url: str) -> None:
     await connection.close()
 
 
+async def test_summaries_that_have_no_thread_are_removed_and_others_stay(url: str) -> None:
+    await migrate.upgrade(url, "0009")
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("""
+            INSERT INTO threads (thread_key, thread_id) VALUES (gen_random_uuid(), 'kept');
+            INSERT INTO compactions (thread_key, upto_seq, summary)
+            SELECT thread_key, 1, 'kept' FROM threads UNION ALL SELECT gen_random_uuid(), 1, 'left'""")
+        await migrate.upgrade(url)
+        assert [row["summary"] for row in await connection.fetch("SELECT summary FROM compactions")] == ["kept"]
+    finally:
+        await connection.close()
+
+
 def test_a_database_of_a_later_version_is_not_pending() -> None:
     assert migrate.missing("of the future") is None
     assert migrate.missing(migrate.head()) is None

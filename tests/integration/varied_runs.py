@@ -196,6 +196,31 @@ class VariedRuns:
         for seq in (2, 3, 7):
             await self._post(client, "/threads/whole/copy", {"thread_id": f"copy-up-to-{seq}", "up_to_seq": seq})
         await self._post(client, "/threads/by-hand/messages", {"role": "assistant", "content": "Said by hand."})
+        await self._purged(client)
+
+    async def _purged(self, client: Client) -> None:
+        """Runs of which a purge has removed all, the beginning, and nothing; and a call whose result came after it."""
+        agent = {"name": "purged", **WORKER}
+        asked = steps([("lookup", {"word": "a"})], [("lookup", {"word": "b"})], [("lookup", {"word": "c"})])
+        for _ in range(2):
+            await client.create_and_wait(agent=agent, input=asked, thread_id="purged")
+        await self._purge(client, "purged", keep_last=5)
+        await client.create_and_wait(agent=agent, input=asked, thread_id="purged")
+        gate = self._gates.new()
+        run = await client.create(agent=agent, input=through(gate), thread_id="purged-while-open")
+        await gate.entered()
+        await client.steer("interrupt", run["run_id"])
+        await self._post(client, "/threads/purged-while-open/messages", {"role": "user", "content": "Meanwhile."})
+        await self._purge(client, "purged-while-open", keep_last=1)
+        gate.open()
+        await client.steer("resume", run["run_id"])
+        await client.wait(run["run_id"])
+
+    async def _purge(self, client: Client, thread_id: str, keep_last: int) -> None:
+        self._model.script(Reply(text="A."))
+        body = {"keep_last": keep_last, "purge": True, "model": "openai/gpt-4o-mini"}
+        answer = await client.http.post(f"/threads/{thread_id}/compact", json=body)
+        assert answer.status_code == 200, answer.text
 
     async def _post(self, client: Client, path: str, body: dict[str, Any]) -> None:
         answer = await client.http.post(path, json=body)

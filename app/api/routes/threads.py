@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.answers import json_answer, no_content, page_answer
-from app.api.dependencies import REPLAYED, idempotency_of, services_of
+from app.api.dependencies import REPLAYED, idempotency_of, services_of, while_connected
 from app.api.errors import ProblemCode
 from app.api.openapi import of_bodies, problems
 from app.api.route import ApiRoute
@@ -156,8 +156,8 @@ async def append_message(
 )
 async def compact_thread(request: Request, thread_id: ThreadIdPath, body: ThreadCompact = _OLDER) -> Response:
     """Later runs see the summary instead; the messages stay readable (`include_compacted`) until they are purged."""
-    done = await services_of(request).compaction.compact(body.command(thread_id))
-    return json_answer(compaction_object(done))
+    done = await while_connected(request, services_of(request).compaction.compact(body.command(thread_id)))
+    return no_content() if done is None else json_answer(compaction_object(done))
 
 
 @router.get(

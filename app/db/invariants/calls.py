@@ -9,8 +9,15 @@ from app.db.invariants.invariant import Invariant, readable
 ASKED_ANEW = """(r.first_seq > 1 OR EXISTS (
     SELECT 1 FROM run_events f WHERE f.run_id = r.run_id AND f.type = 'run_failed'))"""
 
+# A purge has removed a thread's messages up to a number. A response comes after the checkpoints of the steps before it,
+# and of its own one if that was not asked anew; where these are gone, it may have been among what was removed.
+_PURGED = f"""EXISTS (
+    SELECT 1 FROM compactions k WHERE k.thread_key = r.thread_key AND k.purged AND k.upto_seq > COALESCE((
+        SELECT max(c.message_seq) FROM checkpoints c WHERE c.run_id = r.run_id
+        AND (c.step < t.step OR (c.step = t.step AND c.phase = 'call_model' AND NOT {ASKED_ANEW}))), 0))"""
+
 ASKED = Invariant(
-    "every call on record was asked for in a response of its run that is in its thread",
+    "every call on record was asked for in a response of its run that is in its thread, or was purged from it",
     "a tool was run for a response that was never committed",
     f"""
     WITH keys AS MATERIALIZED (SELECT DISTINCT thread_key FROM runs WHERE run_id = ANY ($1)),
@@ -19,8 +26,8 @@ ASKED = Invariant(
         CROSS JOIN LATERAL json_array_elements({readable("m.body")}->'tool_calls') AS call
         WHERE m.run_id = ANY ($1) AND m.role = 'assistant')
     SELECT t.run_id, t.step, t.call_index, t.tool_call_id, t.outcome IS NOT NULL AS has_result
-    FROM tool_executions t LEFT JOIN asked USING (run_id, tool_call_id)
-    WHERE t.run_id = ANY ($1) AND asked.tool_call_id IS NULL""",
+    FROM tool_executions t JOIN runs r USING (run_id) LEFT JOIN asked USING (run_id, tool_call_id)
+    WHERE t.run_id = ANY ($1) AND asked.tool_call_id IS NULL AND NOT {_PURGED}""",
 )
 
 NAMED_ONCE = Invariant(
@@ -55,7 +62,7 @@ TRANSCRIPT = Invariant(
     # Results are appended when their step closes, in one write. What has none is the step that is open, or was when the
     # run ended, or failed and was asked anew; whoever reads the thread later closes those (engine/model_request.py).
     # Messages of others may stand in between: they, too, are moved aside when a request is built. Copies of a thread
-    # may be cut anywhere.
+    # may be cut anywhere. Results that come before any response had one that was purged while its calls were open.
     f"""
     WITH keys AS MATERIALIZED (SELECT DISTINCT thread_key FROM runs WHERE run_id = ANY ($1)),
     said AS MATERIALIZED (
@@ -73,7 +80,9 @@ TRANSCRIPT = Invariant(
     SELECT r.run_id, s.seq, s.calls, s.results FROM responses s JOIN runs r USING (run_id)
     WHERE CASE WHEN s.results IS NULL
         THEN s.calls IS NOT NULL AND NOT (s.last AND r.status <> 'completed') AND NOT {ASKED_ANEW}
-        ELSE array_to_string(s.results, chr(10), '?') IS DISTINCT FROM s.calls END""",
+        ELSE array_to_string(s.results, chr(10), '?') IS DISTINCT FROM s.calls
+             AND NOT (s.response = 0 AND EXISTS (
+                SELECT 1 FROM compactions k WHERE k.thread_key = r.thread_key AND k.purged)) END""",
 )
 
 CALLS = (ASKED, NAMED_ONCE, ENDED, ALL_ANSWERED, TRANSCRIPT)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from app.db.invariants.invariant import TERMINAL, Invariant, Over
 
 HOLDER = Invariant(
@@ -62,39 +64,35 @@ ON_A_THREAD = Invariant(
 )
 
 
-def _run_ids(table: str) -> str:
+def _newest_ids(table: str, key: str) -> str:
     """The newest ids of a table, found by jumping from one to the next: its rows are not read."""
     return f"""
     {table}_ids AS (
-        (SELECT '{table}' AS kept, run_id, 1 AS n FROM {table} ORDER BY run_id DESC LIMIT 1)
+        (SELECT '{table}' AS kept, {key}, 1 AS n FROM {table} ORDER BY {key} DESC LIMIT 1)
         UNION ALL
-        SELECT kept, (SELECT run_id FROM {table} WHERE run_id < i.run_id ORDER BY run_id DESC LIMIT 1), n + 1
-        FROM {table}_ids i WHERE i.run_id IS NOT NULL AND n < $1)"""
+        SELECT kept, (SELECT {key} FROM {table} WHERE {key} < i.{key} ORDER BY {key} DESC LIMIT 1), n + 1
+        FROM {table}_ids i WHERE i.{key} IS NOT NULL AND n < $1)"""
 
 
-_TABLES = ("run_events", "checkpoints", "tool_executions", "interactions")
+def _left_over(tables: Sequence[str], key: str, owners: str) -> str:
+    """The newest ids in these tables that their owners' table does not have."""
+    return f"""
+    WITH RECURSIVE {", ".join(_newest_ids(table, key) for table in tables)}
+    SELECT {key}, kept FROM ({" UNION ALL ".join(f"SELECT kept, {key} FROM {table}_ids" for table in tables)}) AS ids
+    WHERE {key} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {owners} o WHERE o.{key} = ids.{key})"""
+
 
 LEFT_OF_RUNS = Invariant(
     "with a run, all that belongs to it is gone",
     "rows of a deleted run are left, and nobody will ever remove them",
-    f"""
-    WITH RECURSIVE {", ".join(_run_ids(table) for table in _TABLES)}
-    SELECT run_id, kept FROM ({" UNION ALL ".join(f"SELECT kept, run_id FROM {table}_ids" for table in _TABLES)}) AS ids
-    WHERE run_id IS NOT NULL AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.run_id = ids.run_id)""",
+    _left_over(("run_events", "checkpoints", "tool_executions", "interactions"), "run_id", "runs"),
     Over.LEFTOVERS,
 )
 
 LEFT_OF_THREADS = Invariant(
-    "with a thread, its messages are gone",
-    "messages of a deleted thread are left, and nobody will ever remove them",
-    """
-    WITH RECURSIVE ids AS (
-        (SELECT thread_key, 1 AS n FROM messages ORDER BY thread_key DESC LIMIT 1)
-        UNION ALL
-        SELECT (SELECT thread_key FROM messages WHERE thread_key < i.thread_key ORDER BY thread_key DESC LIMIT 1), n + 1
-        FROM ids i WHERE i.thread_key IS NOT NULL AND n < $1)
-    SELECT thread_key FROM ids
-    WHERE thread_key IS NOT NULL AND NOT EXISTS (SELECT 1 FROM threads t WHERE t.thread_key = ids.thread_key)""",
+    "with a thread, its messages and summaries are gone",
+    "rows of a deleted thread are left, and nobody will ever remove them",
+    _left_over(("messages", "compactions"), "thread_key", "threads"),
     Over.LEFTOVERS,
 )
 

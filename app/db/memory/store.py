@@ -32,7 +32,14 @@ from app.engine.records import (
     ThreadView,
 )
 from app.engine.status import RunStatus
-from app.engine.store_errors import AgentChanged, CompactedMeanwhile, IdempotencyMismatch, RunConflict, ThreadBusy
+from app.engine.store_errors import (
+    AgentChanged,
+    CompactedMeanwhile,
+    IdempotencyMismatch,
+    RunConflict,
+    ThreadBusy,
+    ThreadNotFound,
+)
 
 _KEY_LIFETIME = timedelta(hours=24)
 
@@ -68,7 +75,9 @@ class MemoryStore:
 
     async def compact(self, thread_key: str, compaction: NewCompaction | None, *, purge_upto: int | None) -> None:
         """See `ThreadStore.compact`."""
-        thread = self._tables.threads[thread_key]
+        thread = self._tables.threads.get(thread_key)
+        if thread is None:
+            raise ThreadNotFound("the thread was deleted meanwhile")
         if thread.holder is not None:
             raise ThreadBusy(f"run {thread.holder.run_id} has the thread")
         if compaction is not None and not thread.compact(compaction, None):

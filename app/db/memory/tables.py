@@ -139,8 +139,10 @@ class Tables:
             row.thread.holder = None
 
     def void_messages(self, row: RunRow) -> None:
-        """Take a run's messages out of its thread; they stay stored."""
-        row.thread.compactions = [made for made in row.thread.compactions if made[1] != row.run_id]
+        """Take a run's messages out of its thread; they stay stored. A summary of what was purged stays, too."""
+        row.thread.compactions = [
+            made for made in row.thread.compactions if made[1] != row.run_id or made[0].upto_seq <= row.thread.purged
+        ]
         row.thread.voided.update(message.seq for message in row.thread.messages if message.run_id == row.run_id)
 
     def others_wrote(self, row: RunRow) -> Iterable[str]:

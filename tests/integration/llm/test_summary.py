@@ -41,13 +41,13 @@ async def test_a_conversation_is_given_as_data_and_the_summary_comes_back(
     server: ModelServer, client: ModelClient
 ) -> None:
     server.script([Reply(text=" They greeted.\n")])
-    messages = [Message(Role.USER, "Hello"), Message(Role.ASSISTANT, "Hi")]
+    messages = [Message(Role.USER, "Hello"), Message(Role.ASSISTANT, "Hi" * 100)]
     summary = await summarise(client, LIKE, messages)
     assert (summary.text, summary.model, summary.usage) == ("They greeted.", "gpt-4o-mini", Usage(1, 11, 7))
     assert summary.cost_usd == Decimal("0.00000585")
     (request,) = server.requests
     assert [message["role"] for message in request.body["messages"]] == ["system", "user"]
-    assert asked(server, 0).endswith("user: Hello\n\nassistant: Hi")
+    assert asked(server, 0).endswith("user: Hello\n\nassistant: " + "Hi" * 100)
     assert "tools" not in request.body
 
 
@@ -91,8 +91,53 @@ async def test_what_calls_took_is_told_although_a_later_one_failed(server: Model
     assert raised.value.spent.usage == Usage(1, 11, 7)
 
 
-async def test_an_empty_summary_is_none(server: ModelServer, client: ModelClient) -> None:
-    server.script([Reply(text=" \n")])
+REFUSAL = Reply(
+    events=[
+        {"choices": [{"index": 0, "delta": {"refusal": "I cannot help with that."}}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        "data: [DONE]\n\n",
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Reply(text=" \n"), "gave no summary"),
+        (Reply(text="They spoke of", finish_reason="length"), "cut off at the model's output limit"),
+        (Reply(text="They spoke of", finish_reason="content_filter"), "filtered"),
+        (Reply(text="I cannot help with that.", finish_reason="refusal"), "refused to write a summary: I cannot help"),
+        (REFUSAL, "refused to write a summary: I cannot help"),
+        (Reply(text="Hm.", tool_calls=[{"name": "f", "arguments": {}}]), "called tools"),
+        (Reply(text="word " * 10_001), "longer than 50000 characters"),
+    ],
+)
+async def test_an_answer_that_is_not_whole_is_no_summary_and_is_paid_for(
+    server: ModelServer, client: ModelClient, reply: Reply, why: str
+) -> None:
+    server.script([reply])
     with pytest.raises(ModelError) as raised:
-        await summarise(client, LIKE, [Message(Role.USER, "Hello")])
-    assert raised.value.spent is not None, "and is paid for"
+        await summarise(client, LIKE, [Message(Role.USER, "x" * 8_000)] * 40)
+    assert why in raised.value.message
+    assert raised.value.spent is not None
+    assert raised.value.spent.usage.llm_calls == 1
+
+
+async def test_a_piece_that_is_not_summarised_whole_ends_it(server: ModelServer, client: ModelClient) -> None:
+    server.script([Reply(text="The first", finish_reason="length"), Reply(text="Both.")])
+    with pytest.raises(ModelError, match="cut off"):
+        await summarise(client, LIKE, [Message(Role.USER, "x" * 8_000)] * 40)
+    assert len(server.requests) == 1
+
+
+async def test_a_summary_that_is_no_shorter_than_what_it_stands_for_is_none(
+    server: ModelServer, client: ModelClient
+) -> None:
+    messages = [Message(Role.USER, "x" * 1_596)]  # 399 tokens, and 4 for the message
+    fits = "y" * (4 * 398 - 49)  # with its heading one token less
+    server.script([Reply(text=[fits]), Reply(text=[fits + "yyyy"])])
+    assert (await summarise(client, LIKE, messages)).text == fits
+    with pytest.raises(ModelError, match=r"no shorter than what it stands for \(403 tokens for 403\)") as raised:
+        await summarise(client, LIKE, messages)
+    assert raised.value.spent is not None
+    assert raised.value.spent.usage == Usage(1, 11, 7)

@@ -165,6 +165,29 @@ def test_a_conversation_that_is_too_long_for_the_model_is_compacted_and_the_call
     assert run.outcome.error.message == "too long by 7 tokens; the thread was compacted before the call"
 
 
+@pytest.mark.parametrize("at_bound", [DONE, NotCompacted("the model was away")])
+def test_a_call_that_is_too_long_after_a_compaction_at_the_bound_compacts_once_more(
+    at_bound: Compacted | NotCompacted,
+) -> None:
+    run = DrivenRun(state=wanted(RunState(), CompactionReason.TOKEN_LIMIT, opened=False))
+    assert run.write(CompactionEnded(at_bound)) == CallModel(1)
+    assert run.write(TOO_LONG) == Compact(1)
+    assert run.crash() == Compact(1)
+    assert run.write(CompactionEnded(DONE)) == CallModel(1)
+    run.write(TOO_LONG)
+    assert run.outcome.error is not None
+    assert run.outcome.error.message == "too long by 7 tokens; the thread was compacted before the call"
+
+
+def test_a_run_that_is_resumed_after_its_thread_could_not_be_compacted_tries_again() -> None:
+    run = DrivenRun()
+    run.write(TOO_LONG)
+    run.write(CompactionEnded(NotCompacted("the model was away")))
+    assert run.outcome.status is RunStatus.FAILED
+    assert run.crash() == CallModel(1)
+    assert run.write(TOO_LONG) == Compact(1)
+
+
 def test_a_later_step_may_compact_again() -> None:
     run = DrivenRun()
     run.write(TOO_LONG)
@@ -178,7 +201,7 @@ def test_a_thread_that_cannot_be_compacted_fails_a_run_that_is_too_long_and_says
     run.write(TOO_LONG)
     run.write(CompactionEnded(NotCompacted("there is nothing before what has to stay")))
     assert [event.message for event in run.events if event.type is EventType.WARNING] == [
-        "the conversation is too long for the model: if it can be compacted, the call is made once more",
+        "the conversation is too long for the model; the call is made once more only if it can be compacted",
         "the thread could not be compacted",
     ]
     assert run.outcome.error is not None
