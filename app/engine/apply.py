@@ -76,8 +76,10 @@ def _step_opening(state: RunState) -> tuple[Event, ...]:
 
 
 def last_step(state: RunState) -> int:
-    """The last step that began: a run that ends at a limit before its next model call has not begun the next step."""
-    return max(state.step - 1, 1) if state.phase is Phase.CALL_MODEL else state.step
+    """The last step that began: a run that ends at a limit before its next model call has not begun the next step,
+    unless it has compacted its thread in it."""
+    compacted = state.compacting is not None and state.compacting.step == state.step
+    return max(state.step - 1, 1) if state.phase is Phase.CALL_MODEL and not compacted else state.step
 
 
 def begun(state: RunState, action: Action) -> RunState:

@@ -21,6 +21,7 @@ from app.engine.status import RunStatus
 from app.engine.usage import Usage
 from tests.unit.engine.builders import a_scope, an_agent
 from tests.unit.engine.driven_run import DrivenRun
+from tests.unit.engine.simulation import simulate
 
 SUMMARY = NewCompaction(4, "They spoke of Bern.")
 DONE = Compacted(SUMMARY, 4, 500, 100, "m", Usage(1, 50, 5), Decimal("0.01"))
@@ -230,3 +231,9 @@ def test_an_attempt_that_takes_over_compacts_what_its_predecessor_had_not() -> N
     assert run.crash() == Compact(1)
     run.write(CompactionEnded(DONE))
     assert run.crash() == CallModel(1)
+
+
+def test_a_run_that_has_no_more_to_spend_after_a_compaction_ends_in_the_step_that_it_compacted_in() -> None:
+    events = simulate(9549).events
+    assert [event.type for event in events[-2:]] == [EventType.THREAD_COMPACTED, EventType.RUN_FAILED]
+    assert [event.step for event in events[-2:]] == [2, 2]
