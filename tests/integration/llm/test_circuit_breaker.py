@@ -179,10 +179,7 @@ async def test_a_call_from_before_it_opened_changes_nothing(breaker: Breaker) ->
     assert (await failure_of(breaker, a_request())).retry_after_s == 20.0
 
 
-async def test_only_models_that_have_just_failed_are_remembered(
-    breaker: Breaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.llm.circuit_breaker.MOST_CIRCUITS", 2)
+async def test_only_models_that_have_just_failed_are_remembered(breaker: Breaker) -> None:
     for name in ("a", "b", "c"):
         for _ in range(3):
             await breaker.fails(Reply.error(500), request=a_request(model=f"openai/{name}"))
